@@ -1,0 +1,34 @@
+"""Link-layer addresses of shared addresses: parsing, the default, and what may be one."""
+
+import re
+from ipaddress import IPv4Address
+
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
+_BROADCAST = "ff:ff:ff:ff:ff:ff"
+
+
+def default_mac(ip: IPv4Address) -> str:
+    """The multicast MAC of an address that names none: ``03:bf:`` and its four bytes.
+
+    03:bf is Microsoft NLB's prefix for multicast mode: group bit and locally-administered bit set, and
+    outside 01:00:5e, which switches with IGMP snooping prune.
+    """
+    return ":".join(f"{byte:02x}" for byte in (0x03, 0xBF, *ip.packed))
+
+
+def parse_mac(text: str) -> str:
+    """Return a MAC in lower case with colons.
+
+    Raises ValueError with one sentence unless it is a multicast one (group bit set, not broadcast).
+    """
+    mac = text.lower().replace("-", ":")
+    if not _MAC.fullmatch(mac):
+        raise ValueError(f"MAC address {text[:40]!r} is malformed: write six bytes as 03:bf:0a:00:00:64.")
+    if not int(mac[:2], 16) & 1:
+        raise ValueError(
+            f"MAC address {mac} is a unicast one: every node must receive the frames, "
+            f"so the lowest bit of its first byte must be set, as in 03:bf:0a:00:00:64."
+        )
+    if mac == _BROADCAST:
+        raise ValueError("MAC address ff:ff:ff:ff:ff:ff is the broadcast one: use a multicast MAC.")
+    return mac

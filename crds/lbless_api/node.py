@@ -1,0 +1,162 @@
+"""What a node reports: the parts that ClusterIPNode.status and observed.json have in common.
+
+Owns their types and both directions of their JSON. Who writes which file is `lbless_api.state`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Interface
+
+from lbless_api.clusterip import MAX_INCARNATION
+from lbless_api.fields import Invalid, boolean, integer, ipv4, items, mapping, text
+from lbless_api.interfaces import Interface
+
+JSON = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """Whether a netfilter engine works on this node, and if not why not."""
+
+    name: str
+    available: bool
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outstanding:
+    """A ClusterIP whose epoch is not in the kernel: waiting (`pending`) or refused (`failures`)."""
+
+    uid: str
+    clusterip: str
+    epoch: int
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """ClusterIPNode.status. `applied_digest` is over all that is neither pending nor failed."""
+
+    kernel: str
+    engines: tuple[EngineReport, ...]
+    interfaces: tuple[Interface, ...]
+    applied_digest: str
+    pending: tuple[Outstanding, ...]
+    failures: tuple[Outstanding, ...]
+
+
+def parse_node_status(value: object) -> NodeStatus:
+    """Read ClusterIPNode.status; raises Invalid."""
+    status = mapping(value, "status")
+    return NodeStatus(
+        kernel=text(status.get("kernel", ""), "status.kernel"),
+        engines=parse_engines(status.get("engines") or [], "status.engines"),
+        interfaces=parse_interfaces(status.get("interfaces") or [], "status.interfaces"),
+        applied_digest=text(status.get("appliedDigest", ""), "status.appliedDigest"),
+        pending=parse_outstanding(status.get("pending") or [], "status.pending"),
+        failures=parse_outstanding(status.get("failures") or [], "status.failures"),
+    )
+
+
+def render_node_status(status: NodeStatus) -> JSON:
+    """ClusterIPNode.status without its conditions."""
+    return {
+        "kernel": status.kernel,
+        "engines": render_engines(status.engines),
+        "interfaces": render_interfaces(status.interfaces),
+        "appliedDigest": status.applied_digest,
+        "pending": render_outstanding(status.pending),
+        "failures": render_outstanding(status.failures),
+    }
+
+
+def parse_engines(value: object, where: str) -> tuple[EngineReport, ...]:
+    """Read a list of engines; raises Invalid."""
+    engines = []
+    for entry in items(value, where):
+        engine = mapping(entry, where)
+        engines.append(
+            EngineReport(
+                text(engine.get("name"), f"{where}.name"),
+                boolean(engine.get("available"), f"{where}.available"),
+                text(engine.get("message", ""), f"{where}.message"),
+            )
+        )
+    return tuple(engines)
+
+
+def render_engines(engines: Sequence[EngineReport]) -> list[JSON]:
+    """The JSON of a list of engines."""
+    return [{"name": e.name, "available": e.available, "message": e.message} for e in engines]
+
+
+def parse_interfaces(value: object, where: str) -> tuple[Interface, ...]:
+    """Read a list of interfaces; raises Invalid."""
+    interfaces = []
+    for entry in items(value, where):
+        interface = mapping(entry, where)
+        interfaces.append(
+            Interface(
+                name=text(interface.get("name"), f"{where}.name", limit=15),
+                mac=text(interface.get("mac"), f"{where}.mac"),
+                addresses=tuple(_address(a, f"{where}.addresses") for a in _list(interface, "addresses", where)),
+                gateways=tuple(ipv4(g, f"{where}.gateways") for g in _list(interface, "gateways", where)),
+                carrier=boolean(interface.get("carrier", True), f"{where}.carrier"),
+                incarnation=integer(interface.get("incarnation", 0), f"{where}.incarnation", 0, MAX_INCARNATION),
+            )
+        )
+    return tuple(interfaces)
+
+
+def render_interfaces(interfaces: Sequence[Interface]) -> list[JSON]:
+    """The JSON of a list of interfaces."""
+    return [
+        {
+            "name": i.name,
+            "mac": i.mac,
+            "addresses": [str(a) for a in i.addresses],
+            "gateways": [str(g) for g in i.gateways],
+            "carrier": i.carrier,
+            "incarnation": i.incarnation,
+        }
+        for i in interfaces
+    ]
+
+
+def parse_outstanding(value: object, where: str) -> tuple[Outstanding, ...]:
+    """Read a list of pending or failed ClusterIPs; raises Invalid."""
+    outstanding = []
+    for entry in items(value, where):
+        one = mapping(entry, where)
+        outstanding.append(
+            Outstanding(
+                uid=text(one.get("uid"), f"{where}.uid"),
+                clusterip=text(one.get("clusterIP", ""), f"{where}.clusterIP"),
+                epoch=integer(one.get("epoch", 0), f"{where}.epoch", 0, MAX_INCARNATION),
+                reason=text(one.get("reason", ""), f"{where}.reason"),
+                message=text(one.get("message", ""), f"{where}.message"),
+            )
+        )
+    return tuple(outstanding)
+
+
+def render_outstanding(outstanding: Sequence[Outstanding]) -> list[JSON]:
+    """The JSON of a list of pending or failed ClusterIPs."""
+    return [
+        {"uid": o.uid, "clusterIP": o.clusterip, "epoch": o.epoch, "reason": o.reason, "message": o.message}
+        for o in outstanding
+    ]
+
+
+def _list(entry: Mapping[str, object], field: str, where: str) -> Sequence[object]:
+    return items(entry.get(field) or [], f"{where}.{field}")
+
+
+def _address(value: object, where: str) -> IPv4Interface:
+    try:
+        return IPv4Interface(text(value, where))
+    except ValueError:
+        raise Invalid(f"{where} {str(value)[:60]!r} is not an IPv4 address with a prefix length.") from None
