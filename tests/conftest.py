@@ -3,6 +3,13 @@
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The machine may be busy: a slow example is no failure. A failing one prints how to run it again.
+settings.register_profile(
+    "lbless", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("lbless")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

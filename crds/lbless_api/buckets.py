@@ -37,13 +37,17 @@ class BucketSet:
         for part in text.split(",") if text else ():
             match = _RANGE.fullmatch(part)
             if not match:
-                raise ValueError(f"bucket set {text[:80]!r} is malformed at {part[:20]!r}: write it as 0-84,90.")
+                raise ValueError(
+                    f"bucket set {text[:80]!r} is malformed at {part[:20]!r}: write it as 0-84,90."
+                )
             low = int(match[1])
             high = int(match[2]) if match[2] else low
             if low <= last or high < low:
                 raise ValueError(f"bucket set {text[:80]!r} is not in ascending order at {part!r}.")
             if high >= buckets:
-                raise ValueError(f"bucket {high} in {text[:80]!r} is out of range: there are {buckets} buckets.")
+                raise ValueError(
+                    f"bucket {high} in {text[:80]!r} is out of range: there are {buckets} buckets."
+                )
             bits |= ((1 << (high - low + 1)) - 1) << low
             last = high
         return cls._of(bits)

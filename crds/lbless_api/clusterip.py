@@ -223,7 +223,10 @@ def parse_spec(value: object) -> Spec:
         workload=_parse_workload(spec["workload"]) if spec.get("workload") is not None else None,
         weighting=_choice(Weighting, spec.get("weighting", Weighting.EQUAL), "spec.weighting"),
         drain_timeout_seconds=integer(
-            spec.get("drainTimeoutSeconds", DEFAULT_DRAIN_TIMEOUT_SECONDS), "spec.drainTimeoutSeconds", 0, 86400
+            spec.get("drainTimeoutSeconds", DEFAULT_DRAIN_TIMEOUT_SECONDS),
+            "spec.drainTimeoutSeconds",
+            0,
+            86400,
         ),
     )
 
@@ -331,5 +334,7 @@ def _object_name(value: object, where: str) -> str:
 def _glob(value: object) -> str:
     glob = text(value, "spec.interfaces")
     if not _GLOB.fullmatch(glob):
-        raise Invalid(f"spec.interfaces {glob[:40]!r} is malformed: write a name or a glob such as eth* or ens3.")
+        raise Invalid(
+            f"spec.interfaces {glob[:40]!r} is malformed: write a name or a glob such as eth* or ens3."
+        )
     return glob

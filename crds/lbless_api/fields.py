@@ -61,7 +61,9 @@ def ipv4(value: object, where: str) -> IPv4Address:
     """An IPv4 address in dotted decimal."""
     written = text(value, where)
     if ":" in written:
-        raise Invalid(f"{where} {written[:60]!r} is not an IPv4 address: IPv6 is not supported yet.", "NotSupported")
+        raise Invalid(
+            f"{where} {written[:60]!r} is not an IPv4 address: IPv6 is not supported yet.", "NotSupported"
+        )
     try:
         return IPv4Address(written)
     except ValueError:

@@ -33,7 +33,9 @@ def choose_interface(ip: IPv4Address, globs: Sequence[str], interfaces: Sequence
     """
 
     def prefix(interface: Interface) -> int:
-        lengths = [a.network.prefixlen for a in interface.addresses if ip in a.network and a.network.prefixlen < 32]
+        lengths = [
+            a.network.prefixlen for a in interface.addresses if ip in a.network and a.network.prefixlen < 32
+        ]
         return max(lengths, default=-1)
 
     def glob_order(interface: Interface) -> int:

@@ -102,10 +102,14 @@ def parse_interfaces(value: object, where: str) -> tuple[Interface, ...]:
             Interface(
                 name=text(interface.get("name"), f"{where}.name", limit=15),
                 mac=text(interface.get("mac"), f"{where}.mac"),
-                addresses=tuple(_address(a, f"{where}.addresses") for a in _list(interface, "addresses", where)),
+                addresses=tuple(
+                    _address(a, f"{where}.addresses") for a in _list(interface, "addresses", where)
+                ),
                 gateways=tuple(ipv4(g, f"{where}.gateways") for g in _list(interface, "gateways", where)),
                 carrier=boolean(interface.get("carrier", True), f"{where}.carrier"),
-                incarnation=integer(interface.get("incarnation", 0), f"{where}.incarnation", 0, MAX_INCARNATION),
+                incarnation=integer(
+                    interface.get("incarnation", 0), f"{where}.incarnation", 0, MAX_INCARNATION
+                ),
             )
         )
     return tuple(interfaces)

@@ -42,13 +42,19 @@ class LabelSelector:
         selector = mapping(value, where)
         labels = tuple(sorted(parse_labels(selector.get("matchLabels", {}), f"{where}.matchLabels").items()))
         expressions = []
-        for index, entry in enumerate(items(selector.get("matchExpressions", []), f"{where}.matchExpressions")):
+        for index, entry in enumerate(
+            items(selector.get("matchExpressions", []), f"{where}.matchExpressions")
+        ):
             here = f"{where}.matchExpressions[{index}]"
             expression = mapping(entry, here)
             operator = text(expression.get("operator"), f"{here}.operator")
-            values = tuple(text(v, f"{here}.values") for v in items(expression.get("values") or [], f"{here}.values"))
+            values = tuple(
+                text(v, f"{here}.values") for v in items(expression.get("values") or [], f"{here}.values")
+            )
             if operator not in {"In", "NotIn", "Exists", "DoesNotExist"}:
-                raise Invalid(f"{here}.operator {operator[:40]!r} is unknown: use In, NotIn, Exists or DoesNotExist.")
+                raise Invalid(
+                    f"{here}.operator {operator[:40]!r} is unknown: use In, NotIn, Exists or DoesNotExist."
+                )
             if (operator in {"In", "NotIn"}) != bool(values):
                 raise Invalid(f"{here}.values must be given for In and NotIn, and only for these.")
             expressions.append(Requirement(text(expression.get("key"), f"{here}.key"), operator, values))
@@ -56,7 +62,9 @@ class LabelSelector:
 
     def matches(self, labels: Mapping[str, str]) -> bool:
         """Whether an object with these labels is selected."""
-        return all(labels.get(k) == v for k, v in self.labels) and all(e.matches(labels) for e in self.expressions)
+        return all(labels.get(k) == v for k, v in self.labels) and all(
+            e.matches(labels) for e in self.expressions
+        )
 
     def __str__(self) -> str:
         parts = [f"{k}={v}" for k, v in self.labels]

@@ -1,43 +1,54 @@
-"""The Kubernetes API as plain JSON: credentials, requests, paged LISTs, watches, server-side apply.
+"""The Kubernetes API as plain JSON: requests, paged LISTs, watches, server-side apply.
 
 Owns talking HTTP with the API server through the `kubernetes` client's connection, and turning every
 failure into an `ApiError` of one sentence. Objects stay the JSON they are: their readers parse them.
+Reading credentials is `lbless_edge.credentials`'; following a collection is `lbless_edge.listwatch`'s.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import urllib3
 from kubernetes import client, config
 
-from lbless_edge.process import Fatal
+from lbless_edge.credentials import read_credentials
+from lbless_edge.process import program_version
 
 CLUSTERIPS = "/apis/lbless.dev/v1alpha1/clusterips"
 CLUSTERIPNODES = "/apis/lbless.dev/v1alpha1/clusteripnodes"
 NODES = "/api/v1/nodes"
 PODS = "/api/v1/pods"
 ENDPOINTSLICES = "/apis/discovery.k8s.io/v1/endpointslices"
+LEASES = "/apis/coordination.k8s.io/v1/leases"
 
 CONNECT_TIMEOUT_SECONDS = 5
 READ_TIMEOUT_SECONDS = 30
 WATCH_SILENCE_SECONDS = 75
 """Bookmarks come every 60 s: a watch silent for longer hangs on a connection that is half open."""
 PAGE = 500
+MAX_RETRY_AFTER_SECONDS = 30
 
 Object = dict[str, Any]
 
 
 class ApiError(Exception):
-    """A request failed. `status` is the HTTP status, 0 where there was no answer at all."""
+    """A request failed. `status` is the HTTP status, 0 where there was no answer at all.
 
-    def __init__(self, status: int, message: str) -> None:
+    `reason` is the one word of the server's Status object, empty where it sent none; a server that does
+    not know the resource at all sends none. `retry_after_seconds` is the server's wish, 0 without one.
+    """
+
+    def __init__(self, status: int, message: str, *, reason: str = "", retry_after_seconds: float = 0) -> None:
         super().__init__(message)
         self.status = status
+        self.reason = reason
+        self.retry_after_seconds = retry_after_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,40 +65,34 @@ def in_namespace(path: str, namespace: str, name: str = "") -> str:
     ``/apis/g/v/things`` → ``/apis/g/v/namespaces/NAMESPACE/things/NAME``.
     """
     root, _, plural = path.rpartition("/")
-    return f"{root}/namespaces/{namespace}/{plural}" + (f"/{name}" if name else "")
+    return f"{root}/namespaces/{quote(namespace, safe='')}/{plural}" + (f"/{quote(name, safe='')}" if name else "")
 
 
-def connect(kubeconfig: str | None = None) -> Api:
+def named(path: str, name: str) -> str:
+    """The path of one object of a cluster-scoped collection."""
+    return f"{path}/{quote(name, safe='')}"
+
+
+def connect(kubeconfig: str | None = None, *, read_timeout_seconds: float = READ_TIMEOUT_SECONDS) -> Api:
     """Read the credentials: `kubeconfig` (usually $KUBECONFIG), else the in-cluster account.
 
     Raises Fatal with one sentence where neither can be used; does not talk to the server yet.
     """
-    configuration = client.Configuration()
-    if kubeconfig:
-        path = Path(kubeconfig)
-        if not path.is_file():
-            raise Fatal(f"The kubeconfig {kubeconfig} does not exist: correct $KUBECONFIG.")
-        try:
-            config.load_kube_config(str(path), client_configuration=configuration)
-        except (config.ConfigException, ValueError, TypeError, AttributeError, OSError) as error:
-            raise Fatal(f"The kubeconfig {kubeconfig} cannot be used ({_line(error)}): correct it.") from None
-    else:
-        try:
-            config.load_incluster_config(client_configuration=configuration)
-        except config.ConfigException:
-            raise Fatal(
-                "There are no Kubernetes credentials: set $KUBECONFIG, or run in a pod with a service account."
-            ) from None
-    return Api(configuration)
+    return Api(read_credentials(kubeconfig), read_timeout_seconds=read_timeout_seconds)
 
 
 class Api:
     """One connection pool to the API server; safe to use from several threads."""
 
-    def __init__(self, configuration: client.Configuration) -> None:
+    def __init__(
+        self, configuration: client.Configuration, *, read_timeout_seconds: float = READ_TIMEOUT_SECONDS
+    ) -> None:
+        # urllib3 would repeat a request three times by itself; who asks decides about that here.
         configuration.retries = False
         self.server = str(configuration.host)
+        self._read_timeout_seconds = read_timeout_seconds
         self._client = client.ApiClient(configuration)
+        self._client.user_agent = f"lbless/{program_version()}"
 
     def get(self, path: str, **query: str | int) -> Object:
         """GET one object."""
@@ -118,44 +123,37 @@ class Api:
         more = ""
         while True:
             page = self._json("GET", path, {**query, "limit": limit, **({"continue": more} if more else {})})
-            yield page.get("items") or [], page["metadata"]["resourceVersion"]
-            more = page["metadata"].get("continue") or ""
+            metadata = page.get("metadata")
+            if not isinstance(metadata, dict) or not isinstance(metadata.get("resourceVersion"), str):
+                raise ApiError(0, f"The answer to a LIST of {path} from {self.server} is not a Kubernetes list.")
+            yield page.get("items") or [], metadata["resourceVersion"]
+            more = metadata.get("continue") or ""
             if not more:
                 return
 
-    def watch(self, path: str, resource_version: str, *, timeout_seconds: int = 300, **query: str) -> Iterator[WatchEvent]:
-        """WATCH from a resource version until the server ends it, with bookmarks.
+    def watch(
+        self,
+        path: str,
+        resource_version: str,
+        *,
+        timeout_seconds: int = 300,
+        silence_seconds: float = WATCH_SILENCE_SECONDS,
+        **query: str,
+    ) -> Watch:
+        """WATCH from a resource version until the server ends it after `timeout_seconds`, with bookmarks.
 
-        Raises ApiError; status 410 means that the resource version is too old: LIST again.
+        Raises ApiError here or while iterating; status 410 means that the resource version is too old:
+        LIST again.
         """
-        response = self._send(
-            "GET",
-            path,
-            {
-                **query,
-                "watch": "true",
-                "resourceVersion": resource_version,
-                "allowWatchBookmarks": "true",
-                "timeoutSeconds": timeout_seconds,
-            },
-            read_timeout_seconds=WATCH_SILENCE_SECONDS,
-        )
-        try:
-            yield from self._events(response)
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise ApiError(0, f"The watch of {path} on {self.server} broke: {_line(error)}.") from error
-        finally:
-            response.close()
-
-    def _events(self, response: urllib3.HTTPResponse) -> Iterator[WatchEvent]:
-        rest = b""
-        for chunk in response.stream(65536, decode_content=True):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                event = json.loads(line)
-                if event["type"] == "ERROR":
-                    raise ApiError(int(event["object"].get("code", 500)), str(event["object"].get("message", "")))
-                yield WatchEvent(event["type"], event["object"])
+        wanted: dict[str, str | int] = {
+            **query,
+            "watch": "true",
+            "resourceVersion": resource_version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": timeout_seconds,
+        }
+        response = self._send("GET", path, wanted, read_timeout_seconds=silence_seconds)
+        return Watch(response, f"The watch of {path} on {self.server}")
 
     def _json(
         self,
@@ -169,9 +167,9 @@ class Api:
         try:
             parsed = json.loads(response.read())
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise ApiError(0, f"The answer to {method} {path} from {self.server} broke off: {_line(error)}.") from error
-        finally:
-            response.release_conn()
+            response.close()
+            raise ApiError(0, f"The answer to {method} {path} from {self.server} broke off: {first_line(error)}.") from error
+        response.release_conn()
         if not isinstance(parsed, dict):
             raise ApiError(0, f"The answer to {method} {path} from {self.server} is not a JSON object.")
         return parsed
@@ -183,9 +181,10 @@ class Api:
         query: Mapping[str, str | int],
         body: Object | None = None,
         content_type: str = "application/json",
-        read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
+        read_timeout_seconds: float | None = None,
     ) -> urllib3.HTTPResponse:
-        """Return the open response of a request that the server answered with 2xx."""
+        """Return the open response, its body unread, of a request that the server answered with 2xx."""
+        read_timeout_seconds = read_timeout_seconds or self._read_timeout_seconds
         try:
             prepared = self._client.param_serialize(
                 method=method,
@@ -193,36 +192,126 @@ class Api:
                 query_params=list(query.items()),
                 header_params={"Accept": "application/json", "Content-Type": content_type},
                 body=body,
+                # Also where a fresh token is read from its file, once a minute (in-cluster credentials).
                 auth_settings=["BearerToken"],
             )
-            answer = self._client.call_api(
-                *prepared, _request_timeout=(CONNECT_TIMEOUT_SECONDS, read_timeout_seconds)
-            )
-        except client.ApiException as error:
-            raise ApiError(error.status or 0, _refusal(method, path, self.server, error)) from error
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise ApiError(
-                0, f"The API server {self.server} does not answer {method} {path}: {_line(error)}."
-            ) from error
+            answer = self._client.call_api(*prepared, _request_timeout=(CONNECT_TIMEOUT_SECONDS, read_timeout_seconds))
+        # The client turns urllib3's SSLError into an ApiException without a status; a token file that
+        # cannot be read just now is a ConfigException.
+        except (
+            client.ApiException,
+            config.ConfigException,
+            urllib3.exceptions.HTTPError,
+            OSError,
+        ) as error:
+            raise ApiError(0, f"The API server {self.server} cannot be reached: {_cause(error)}.") from error
         response: urllib3.HTTPResponse = answer.response
         if not 200 <= response.status < 300:
-            raise ApiError(response.status, _said(method, path, self.server, response.status, response.read()))
+            raise self._refusal(method, path, response)
         return response
 
+    def _refusal(self, method: str, path: str, response: urllib3.HTTPResponse) -> ApiError:
+        try:
+            body = response.read()
+            response.release_conn()
+        except (urllib3.exceptions.HTTPError, OSError):
+            body = b""  # the status alone says enough
+            response.close()
+        try:
+            status = json.loads(body)
+            message, reason = str(status["message"]), str(status.get("reason") or "")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            message, reason = body.decode(errors="replace"), ""
+        return ApiError(
+            response.status,
+            f"{self.server} refused {method} {path} with {response.status}: {first_line(message)}",
+            reason=reason,
+            retry_after_seconds=_retry_after(response.headers.get("Retry-After")),
+        )
 
-def _refusal(method: str, path: str, server: str, error: client.ApiException) -> str:
-    return _said(method, path, server, error.status or 0, (error.body or error.reason or "").__str__().encode())
+
+class Watch(Iterator[WatchEvent]):
+    """The events of one open watch. Iterate in one thread; `cut` is for the others."""
+
+    def __init__(self, response: urllib3.HTTPResponse, name: str) -> None:
+        self._response = response
+        self._name = name
+        self._lines = self._read_lines()
+
+    def __next__(self) -> WatchEvent:
+        try:
+            event = json.loads(next(self._lines))
+            kind, obj = str(event["type"]), event["object"]
+            if not isinstance(obj, dict):
+                raise TypeError("its object is none")
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            self.close()
+            raise ApiError(0, f"{self._name} broke: {_cause(error)}.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            self.close()
+            raise ApiError(0, f"{self._name} sent what is no event: {first_line(error)}.") from error
+        except StopIteration:
+            self.close()
+            raise
+        if kind == "ERROR":
+            self.close()
+            code = obj.get("code")
+            raise ApiError(
+                code if isinstance(code, int) else 500,
+                f"{self._name} ended: {first_line(obj.get('message', ''))}",
+                reason=str(obj.get("reason") or ""),
+            )
+        return WatchEvent(kind, obj)
+
+    def cut(self) -> None:
+        """End it from another thread, at once also while that waits for the next event."""
+        # Either error means that the reader has closed it meanwhile.
+        with suppress(ValueError, RuntimeError, OSError):
+            self._response.shutdown()
+
+    def close(self) -> None:
+        """Close the connection; for the thread that iterates."""
+        self._response.close()
+
+    def _read_lines(self) -> Iterator[bytes]:
+        """Whole lines as they arrive; a watch is chunked, and a chunk is handed on without waiting for more."""
+        parts: list[bytes] = []
+        for chunk in self._response.stream(65536, decode_content=True):
+            *ended, rest = chunk.split(b"\n")
+            for line in ended:
+                yield b"".join([*parts, line])
+                parts.clear()
+            if rest:
+                parts.append(rest)
+        if parts:
+            raise urllib3.exceptions.ProtocolError("it ended within an event")
 
 
-def _said(method: str, path: str, server: str, status: int, body: bytes) -> str:
-    try:
-        message = json.loads(body).get("message") or ""
-    except (ValueError, AttributeError):
-        message = body.decode(errors="replace")
-    return f"{server} refused {method} {path} with {status}: {_line(message)}"
-
-
-def _line(error: object) -> str:
+def first_line(error: object) -> str:
     """The first line of an error's text, short enough for a condition."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason, without the addresses of Python objects: the same fault reads the same again."""
+    if isinstance(error, client.ApiException):
+        return _last_line(error.reason)
+    if isinstance(error, urllib3.exceptions.ReadTimeoutError):
+        return "nothing was heard for too long"
+    cause: BaseException = error
+    while cause.__cause__ is not None or cause.__context__ is not None:
+        cause = cause.__cause__ or cause.__context__ or cause
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    return first_line(cause)
+
+
+def _last_line(reason: object) -> str:
+    lines = str(reason).strip().splitlines()
+    return lines[-1][:300] if lines else "no reason was given"
+
+
+def _retry_after(value: str | None) -> float:
+    """Seconds of a Retry-After header; the date form, which the API server never sends, counts as none."""
+    return min(float(value), MAX_RETRY_AFTER_SECONDS) if value and value.isascii() and value.isdigit() else 0.0

@@ -29,10 +29,17 @@ def argument_parser(program: str, description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="how log lines look")
     parser.add_argument(
-        "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="the least that is logged"
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="the least that is logged",
     )
     parser.add_argument(
-        "--metrics-port", type=_port, default=0, metavar="PORT", help="serve Prometheus metrics there; 0: not at all"
+        "--metrics-port",
+        type=_port,
+        default=0,
+        metavar="PORT",
+        help="serve Prometheus metrics there; 0: not at all",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     return parser

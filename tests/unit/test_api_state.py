@@ -1,0 +1,93 @@
+"""The state directory's files and the node's report survive the way out and back."""
+
+import json
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbless_api.digest import applied_digest
+from lbless_api.fields import Invalid
+from lbless_api.interfaces import Interface
+from lbless_api.node import EngineReport, NodeStatus, Outstanding, parse_node_status, render_node_status
+from lbless_api.state import (
+    DesiredNode,
+    Observed,
+    parse_desired_node,
+    parse_observed,
+    render_desired,
+    render_observed,
+)
+
+INTERFACE = Interface(
+    "eth0",
+    "02:00:00:00:00:01",
+    (IPv4Interface("10.80.0.1/16"),),
+    gateways=(IPv4Address("10.80.255.254"),),
+    carrier=False,
+    incarnation=1764000000000,
+)
+FAILURE = Outstanding(
+    "uid-1", "default/web", 7, "AddressInUse", "Address 10.0.0.1 belongs to a gateway: choose another."
+)
+
+
+def test_observed_is_read_back_as_it_was_written():
+    observed = Observed(
+        boot_id="b",
+        boottime_seconds=12.5,
+        kernel="6.18",
+        engines=(EngineReport("nftables", False, "no libnftables"),),
+        interfaces=(INTERFACE,),
+        applied={"uid-1": 7},
+        failures=(FAILURE,),
+        problems=("The disk is full.",),
+        counters={"foreign": 9},
+    )
+    assert parse_observed(json.loads(json.dumps(render_observed(observed)))) == observed
+
+
+def test_a_nodes_report_is_read_back_as_it_was_written():
+    status = NodeStatus("6.18", (EngineReport("nftables", True),), (INTERFACE,), "00ff", (FAILURE,), ())
+    assert parse_node_status(json.loads(json.dumps(render_node_status(status)))) == status
+
+
+def test_a_desired_file_keeps_what_a_node_needs_and_nothing_else():
+    whole = {
+        "metadata": {
+            "name": "web",
+            "namespace": "default",
+            "uid": "u",
+            "managedFields": [1],
+            "annotations": {"a": "b"},
+        },
+        "spec": {"ip": "10.0.0.1"},
+        "status": {"epoch": 3, "assignments": [], "conditions": [1]},
+    }
+    desired = render_desired(whole)
+    assert desired["metadata"] == {"name": "web", "namespace": "default", "uid": "u"}
+    assert desired["status"] == {"epoch": 3, "assignments": []}
+    assert desired["spec"] == {"ip": "10.0.0.1"}
+
+
+def test_pod_ranges_of_a_dual_stack_node_are_read():
+    parsed = parse_desired_node({"podCIDRs": ["10.244.1.0/24", "fd00::/64"]})
+    assert parsed == DesiredNode((IPv4Network("10.244.1.0/24"),))
+    with pytest.raises(Invalid, match="podCIDRs '10.244.1.7/24' is not an IPv4 network"):
+        parse_desired_node({"podCIDRs": ["10.244.1.7/24"]})
+
+
+@given(st.dictionaries(st.text("abcdef0123456789", min_size=1), st.integers(1, 9)))
+def test_a_digest_knows_any_difference_and_no_order(applied):
+    digest = applied_digest(applied)
+    assert digest == applied_digest(dict(reversed(applied.items())))
+    for uid, epoch in applied.items():
+        assert digest != applied_digest({**applied, uid: epoch + 1})
+        assert digest != applied_digest({u: e for u, e in applied.items() if u != uid})
+
+
+@pytest.mark.parametrize("value", [None, [], {}, {"bootID": "b"}, {"bootID": "b", "boottimeSeconds": True}])
+def test_a_file_of_another_shape_is_refused(value):
+    with pytest.raises(Invalid):
+        parse_observed(value)
