@@ -122,11 +122,11 @@ class Host:
     ) -> subprocess.Popen[str]:
         """Start a program in this host's network.
 
-        Output that has no other place is appended to `log_path(log)`, by default named as the program.
+        Output that has no other place is appended to `self.log(log)`, by default to that of the program's name.
         The process id is the program's own. Ctrl-C in the terminal does not reach it.
         """
         command = [os.fspath(argument) for argument in arguments]
-        with self.log_path(log or Path(command[0]).name).open("a") as stream:
+        with self.log(log or command[0]).open("a") as stream:
             process = subprocess.Popen(
                 [*self.enter, *command],
                 stdin=stdin,
@@ -140,9 +140,9 @@ class Host:
         self._started.append(process)
         return process
 
-    def log_path(self, name: str) -> Path:
-        """Return the file that takes the output of the program of that name."""
-        return self.directory / f"{self.name}-{name}.log"
+    def log(self, program: str | os.PathLike[str]) -> Path:
+        """Return the file that takes the output of a program."""
+        return self.directory / f"{self.name}-{Path(program).name}.log"
 
     def close(self) -> None:
         """Kill what `popen` has started and still runs, with its process group; more calls do nothing."""

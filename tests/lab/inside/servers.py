@@ -1,0 +1,80 @@
+"""A node's service: says over TCP and UDP, in one line of JSON, which node answers whom.
+
+Run as `servers.py NODE --tcp PORT… --udp PORT…`; writes `ready` to standard output once every port is bound. A TCP
+connection gets a line when it is accepted and one more for each line that it sends, until the client closes it.
+"""
+
+import argparse
+import asyncio
+import json
+import socket
+import struct
+
+# linux/in.h; the socket module has no names for them before Python 3.14.
+IP_PKTINFO = 8
+PKTINFO = struct.Struct("@i4s4s")
+BACKLOG = 4096
+DATAGRAM_BUFFER = 8 * 1024 * 1024
+
+
+def main() -> None:
+    """Serve until killed."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("node")
+    parser.add_argument("--tcp", type=int, nargs="*", default=[])
+    parser.add_argument("--udp", type=int, nargs="*", default=[])
+    arguments = parser.parse_args()
+    asyncio.run(serve(arguments.node, arguments.tcp, arguments.udp))
+
+
+async def serve(node: str, tcp_ports: list[int], udp_ports: list[int]) -> None:
+    """Bind every port on all addresses, say so, and answer."""
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line = _answer(node, writer.get_extra_info("peername"))
+        try:
+            writer.write(line)
+            while await reader.readline():
+                writer.write(line)
+        except ConnectionError:
+            pass  # the client's end to tell, not the server's
+        finally:
+            writer.close()
+
+    servers = [
+        await asyncio.start_server(converse, "0.0.0.0", port, backlog=BACKLOG, reuse_address=True)
+        for port in tcp_ports
+    ]
+    loop = asyncio.get_running_loop()
+    for port in udp_ports:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        listener.setblocking(False)
+        listener.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, DATAGRAM_BUFFER)
+        listener.bind(("0.0.0.0", port))
+        loop.add_reader(listener, _answer_datagrams, listener, node)
+    print("ready", flush=True)
+    await asyncio.gather(*(server.serve_forever() for server in servers), asyncio.Event().wait())
+
+
+def _answer_datagrams(listener: socket.socket, node: str) -> None:
+    """Answer what has arrived, each from the address that it was sent to: the shared one, not the node's."""
+    while True:
+        try:
+            _, ancillary, _, peer = listener.recvmsg(2048, socket.CMSG_SPACE(PKTINFO.size))
+        except BlockingIOError:
+            return
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.IPPROTO_IP, IP_PKTINFO):
+                _, _, asked = PKTINFO.unpack(data[: PKTINFO.size])
+                # Interface 0: by the routing table, as an answer to a routed client has to leave.
+                source = PKTINFO.pack(0, asked, bytes(4))
+                listener.sendmsg([_answer(node, peer)], [(socket.IPPROTO_IP, IP_PKTINFO, source)], 0, peer)
+
+
+def _answer(node: str, peer: tuple[str, int]) -> bytes:
+    return json.dumps({"node": node, "peer": peer[0], "port": peer[1]}).encode() + b"\n"
+
+
+if __name__ == "__main__":
+    main()
