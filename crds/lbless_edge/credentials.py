@@ -23,6 +23,7 @@ def read_credentials(kubeconfig: str | None) -> client.Configuration:
     configuration = client.Configuration()
     if kubeconfig:
         _load_kubeconfig(kubeconfig, configuration)
+        _strip_token(configuration)
         _check_certificates(f"The kubeconfig {kubeconfig}", configuration)
         return configuration
     try:
@@ -40,9 +41,30 @@ def _load_kubeconfig(kubeconfig: str, configuration: client.Configuration) -> No
         raise Fatal(f"The kubeconfig {kubeconfig} does not exist: correct $KUBECONFIG.")
     try:
         config.load_kube_config(kubeconfig, client_configuration=configuration, persist_config=False)
-    except (config.ConfigException, YAMLError, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
+    except (
+        config.ConfigException,
+        YAMLError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        KeyError,
+        OSError,
+    ) as error:
         # The loader reads whatever YAML there is without checking its shape first.
         raise Fatal(f"The kubeconfig {kubeconfig} cannot be used ({_sentence(error)}): correct it.") from None
+
+
+def _strip_token(configuration: client.Configuration) -> None:
+    """A token file may end in a newline, as kubectl allows; in an HTTP header it would be an error."""
+    load = configuration.refresh_api_key_hook
+    if load is None:
+        return
+
+    def load_and_strip(current: client.Configuration) -> None:
+        load(current)
+        current.api_key["BearerToken"] = current.api_key["BearerToken"].strip()
+
+    configuration.refresh_api_key_hook = load_and_strip
 
 
 def _check_certificates(owner: str, configuration: client.Configuration) -> None:
@@ -56,7 +78,9 @@ def _check_certificates(owner: str, configuration: client.Configuration) -> None
         if configuration.cert_file:
             context.load_cert_chain(configuration.cert_file, configuration.key_file)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise Fatal(f"{owner} names a certificate or key that cannot be read ({_sentence(error)}): correct it.") from None
+        raise Fatal(
+            f"{owner} names a certificate or key that cannot be read ({_sentence(error)}): correct it."
+        ) from None
 
 
 def _sentence(error: BaseException) -> str:

@@ -44,7 +44,9 @@ class ApiError(Exception):
     not know the resource at all sends none. `retry_after_seconds` is the server's wish, 0 without one.
     """
 
-    def __init__(self, status: int, message: str, *, reason: str = "", retry_after_seconds: float = 0) -> None:
+    def __init__(
+        self, status: int, message: str, *, reason: str = "", retry_after_seconds: float = 0
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.reason = reason
@@ -65,7 +67,9 @@ def in_namespace(path: str, namespace: str, name: str = "") -> str:
     ``/apis/g/v/things`` → ``/apis/g/v/namespaces/NAMESPACE/things/NAME``.
     """
     root, _, plural = path.rpartition("/")
-    return f"{root}/namespaces/{quote(namespace, safe='')}/{plural}" + (f"/{quote(name, safe='')}" if name else "")
+    return f"{root}/namespaces/{quote(namespace, safe='')}/{plural}" + (
+        f"/{quote(name, safe='')}" if name else ""
+    )
 
 
 def named(path: str, name: str) -> str:
@@ -125,7 +129,9 @@ class Api:
             page = self._json("GET", path, {**query, "limit": limit, **({"continue": more} if more else {})})
             metadata = page.get("metadata")
             if not isinstance(metadata, dict) or not isinstance(metadata.get("resourceVersion"), str):
-                raise ApiError(0, f"The answer to a LIST of {path} from {self.server} is not a Kubernetes list.")
+                raise ApiError(
+                    0, f"The answer to a LIST of {path} from {self.server} is not a Kubernetes list."
+                )
             yield page.get("items") or [], metadata["resourceVersion"]
             more = metadata.get("continue") or ""
             if not more:
@@ -168,7 +174,9 @@ class Api:
             parsed = json.loads(response.read())
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             response.close()
-            raise ApiError(0, f"The answer to {method} {path} from {self.server} broke off: {first_line(error)}.") from error
+            raise ApiError(
+                0, f"The answer to {method} {path} from {self.server} broke off: {first_line(error)}."
+            ) from error
         response.release_conn()
         if not isinstance(parsed, dict):
             raise ApiError(0, f"The answer to {method} {path} from {self.server} is not a JSON object.")
@@ -195,7 +203,9 @@ class Api:
                 # Also where a fresh token is read from its file, once a minute (in-cluster credentials).
                 auth_settings=["BearerToken"],
             )
-            answer = self._client.call_api(*prepared, _request_timeout=(CONNECT_TIMEOUT_SECONDS, read_timeout_seconds))
+            answer = self._client.call_api(
+                *prepared, _request_timeout=(CONNECT_TIMEOUT_SECONDS, read_timeout_seconds)
+            )
         # The client turns urllib3's SSLError into an ApiException without a status; a token file that
         # cannot be read just now is a ConfigException.
         except (
@@ -314,4 +324,6 @@ def _last_line(reason: object) -> str:
 
 def _retry_after(value: str | None) -> float:
     """Seconds of a Retry-After header; the date form, which the API server never sends, counts as none."""
-    return min(float(value), MAX_RETRY_AFTER_SECONDS) if value and value.isascii() and value.isdigit() else 0.0
+    return (
+        min(float(value), MAX_RETRY_AFTER_SECONDS) if value and value.isascii() and value.isdigit() else 0.0
+    )

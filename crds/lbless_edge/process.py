@@ -1,12 +1,14 @@
-"""The frame of a program: its log format, its stop signals, and ending with one sentence.
+"""The frame of a program: its command line, its log format, its stop signals, and ending with one sentence.
 
 Owns what is the same in all three programs. What they do is theirs.
 """
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import logging
+import re
 import signal
 import sys
 import threading
@@ -16,6 +18,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pythonjsonlogger.json import JsonFormatter
 
 EXIT_USAGE = 2
+METRICS_ADDRESS = "127.0.0.1"
+"""Programs on a node share its network: what they count is for the node alone unless a proxy serves it."""
+
+_OBJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", re.ASCII)
 
 
 class Fatal(Exception):
@@ -39,10 +45,19 @@ def argument_parser(program: str, description: str) -> argparse.ArgumentParser:
         type=_port,
         default=0,
         metavar="PORT",
-        help="serve Prometheus metrics there; 0: not at all",
+        help=f"serve Prometheus metrics on {METRICS_ADDRESS} there; 0: not at all",
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {program_version()}")
     return parser
+
+
+def object_name(value: str) -> str:
+    """An option that names a Kubernetes object (``type=`` of argparse): it becomes part of URLs and paths."""
+    if not _OBJECT_NAME.fullmatch(value):
+        raise argparse.ArgumentTypeError(
+            f"{value[:80]!r} is not a Kubernetes name: use lower case letters, digits, '-' and '.'"
+        )
+    return value
 
 
 def configure_logging(log_format: str, level: str) -> None:
@@ -60,11 +75,27 @@ def configure_logging(log_format: str, level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
+def serve_metrics(port: int) -> None:
+    """Serve Prometheus metrics in a thread; port 0: do nothing. Raises Fatal where the port is taken."""
+    if not port:
+        return
+    from prometheus_client import start_http_server  # noqa: PLC0415 - 5 MiB that few programs need
+
+    try:
+        start_http_server(port, addr=METRICS_ADDRESS)
+    except OSError as error:
+        raise Fatal(
+            f"Metrics cannot be served on {METRICS_ADDRESS}:{port} ({error.strerror}): choose another --metrics-port."
+        ) from None
+
+
 def stop_event() -> threading.Event:
     """An event that SIGTERM and SIGINT set; call in the main thread before starting others."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        # The handler interrupts the main thread anywhere, also inside stop.wait() while that holds the
+        # event's lock: set() there would wait for itself. A thread of its own takes the lock in its turn.
+        signal.signal(number, lambda *_: _thread.start_new_thread(stop.set, ()))
     return stop
 
 
@@ -80,15 +111,19 @@ def run(program: Callable[[], None]) -> int:
     return 0
 
 
-def _port(value: str) -> int:
-    port = int(value)
-    if not 0 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"{value} is no port: use 1 to 65535, or 0 for none")
-    return port
-
-
-def _version() -> str:
+def program_version() -> str:
+    """The version of the installed distribution."""
     try:
         return version("lbless")
     except PackageNotFoundError:
         return "unknown (not installed)"
+
+
+def _port(value: str) -> int:
+    try:
+        port = int(value)
+    except ValueError:
+        port = -1
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{value} is no port: use 1 to 65535, or 0 for none")
+    return port

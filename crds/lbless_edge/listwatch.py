@@ -1,0 +1,226 @@
+"""One collection of the API followed for as long as the program runs: LIST, then WATCH, then LIST again.
+
+Owns the connection's troubles: broken, silent and refused requests, old resource versions, deletions that
+happened unseen. Its memory is one resource version an object; what objects mean is the listener's.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from random import SystemRandom
+from typing import Protocol
+
+from lbless_edge.backoff import Backoff
+from lbless_edge.kube import PAGE, WATCH_SILENCE_SECONDS, Api, ApiError, Object, Watch
+
+WATCH_SECONDS = 300
+SHORT_WATCH_SECONDS = 1.0
+"""A server that ends each watch at once, without an event, is to be asked more and more rarely."""
+
+_log = logging.getLogger("lbless.watch")
+_random = SystemRandom()
+
+
+class Listener(Protocol):
+    """What a ListWatch tells, in its own thread. An exception ends the ListWatch."""
+
+    def changed(self, obj: Object) -> None:
+        """An object is new to this ListWatch, or its resource version differs from the one told last."""
+
+    def removed(self, uid: str) -> None:
+        """An object that was told is no more."""
+
+    def listed(self) -> None:
+        """A LIST was completed, and every difference to what was known before it has been told."""
+
+
+class ListWatch:
+    """Tells a listener all of a collection, level by level: the newest state, not every step to it."""
+
+    def __init__(
+        self,
+        api: Api,
+        path: str,
+        listener: Listener,
+        stop: threading.Event,
+        *,
+        field_selector: str = "",
+        label_selector: str = "",
+        page: int = PAGE,
+        silence_seconds: float = WATCH_SILENCE_SECONDS,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self._api = api
+        self._path = path
+        self._listener = listener
+        self._stop = stop
+        self._page = page
+        self._silence_seconds = silence_seconds
+        self._backoff = backoff or Backoff()
+        self._selectors = {}
+        if field_selector:
+            self._selectors["fieldSelector"] = field_selector
+        if label_selector:
+            self._selectors["labelSelector"] = label_selector
+        self._known: dict[str, str] = {}  # UID → resource version
+        self._version = ""  # where to watch from; empty: LIST first
+        self._waits_for = ""
+        self._lock = threading.Lock()
+        self._watch: Watch | None = None
+
+    @property
+    def waits_for(self) -> str:
+        """One sentence that says why nothing arrives, empty while all is well."""
+        return self._waits_for
+
+    def run(self) -> None:
+        """Follow the collection until the stop event is set; `cut` makes it see that at once."""
+        while not self._stop.is_set():
+            try:
+                if not self._version:
+                    self._list()
+                if not self._stop.is_set():
+                    self._follow()
+            except ApiError as error:
+                if not self._stop.is_set():
+                    self._stop.wait(self._backoff.failed(error.retry_after_seconds))
+
+    def cut(self) -> None:
+        """End a wait for the next event, from another thread, after setting the stop event."""
+        with self._lock:
+            if self._watch is not None:
+                self._watch.cut()
+
+    def _list(self) -> None:
+        present: set[str] = set()
+        version = ""
+        try:
+            for objects, of_all_pages in self._api.list_pages(
+                self._path, limit=self._page, **self._selectors
+            ):
+                version = of_all_pages
+                for obj in objects:
+                    if self._stop.is_set():
+                        return
+                    present.add(self._tell(obj))
+        except ApiError as error:
+            self._wait_for(error)
+            raise
+        # Only now may absence mean deletion: every page has arrived.
+        for uid in self._known.keys() - present:
+            self._forget(uid)
+        self._version = version
+        self._listener.listed()
+
+    def _follow(self) -> None:
+        """Watch until the server ends it; an ApiError says that something was wrong."""
+        try:
+            watch = self._api.watch(
+                self._path,
+                self._version,
+                # Not all clients at the same time again.
+                timeout_seconds=int(WATCH_SECONDS * _random.uniform(0.9, 1.1)),
+                silence_seconds=self._silence_seconds,
+                **self._selectors,
+            )
+        except ApiError as error:
+            self._wait_for(error)
+            if error.status not in {0, 429}:
+                self._version = ""  # whatever it dislikes, a LIST starts from its own state
+            raise
+        self._wait_for(None)
+        with self._lock:
+            self._watch = watch
+        try:
+            self._receive(watch)
+        except ApiError as error:
+            if error.status:
+                self._version = ""  # 410 Gone: events between this version and now are lost
+            if not self._stop.is_set():
+                _log.info("%s", error)
+            raise
+        finally:
+            with self._lock:
+                self._watch = None
+            watch.close()
+
+    def _receive(self, watch: Watch) -> None:
+        began, heard = time.monotonic(), False
+        if self._stop.is_set():  # cut() came before there was anything to cut
+            return
+        for event in watch:
+            if self._stop.is_set():
+                return
+            heard = True
+            self._backoff.succeeded()
+            if event.kind in {"ADDED", "MODIFIED"}:
+                self._tell(event.object)
+            elif event.kind == "DELETED":
+                self._forget(_uid(event.object))
+            self._version = _version(event.object)
+        if not heard and time.monotonic() - began < SHORT_WATCH_SECONDS and not self._stop.is_set():
+            raise ApiError(0, f"The watch of {self._path} on {self._api.server} ended at once.")
+
+    def _tell(self, obj: Object) -> str:
+        uid, version = _uid(obj), _version(obj)
+        if self._known.get(uid) != version:
+            self._listener.changed(obj)
+            self._known[uid] = version
+        return uid
+
+    def _forget(self, uid: str) -> None:
+        if uid in self._known:
+            self._listener.removed(uid)
+            del self._known[uid]
+
+    def _wait_for(self, error: ApiError | None) -> None:
+        """Keep, and log where it changed, what is being waited for."""
+        sentence = explain(error, self._path, self._api.server) if error else ""
+        if sentence != self._waits_for:
+            if sentence:
+                _log.warning("%s", sentence)
+            else:
+                _log.info("%s answers for %s again.", self._api.server, self._path)
+            self._waits_for = sentence
+
+
+def explain(error: ApiError, path: str, server: str) -> str:
+    """One sentence for a person: what is missing, and what to do."""
+    group, resource = _resource(path)
+    name = f"{resource}.{group}" if group else resource
+    if error.status == 404 and group == "lbless.dev":
+        return f"The CustomResourceDefinition {name} is not installed: kubectl apply -f crds/"
+    if error.status == 404:
+        return f"{server} does not serve {name}: use Kubernetes 1.32 or newer."
+    if error.status == 403:
+        return f"A permission is missing, grant it (helm/lbless/rbac/): {error}"
+    if error.status == 401:
+        return f"{server} does not accept the credentials: renew the token or certificate, or correct $KUBECONFIG."
+    return str(error)
+
+
+def _resource(path: str) -> tuple[str, str]:
+    """The API group, empty for the core group, and the plural of a collection's or an object's path."""
+    parts = path.strip("/").split("/")
+    group, rest = (parts[1], parts[3:]) if parts[0] == "apis" else ("", parts[2:])
+    if rest[0] == "namespaces" and len(rest) > 2:
+        rest = rest[2:]
+    return group, rest[0]
+
+
+def _uid(obj: Object) -> str:
+    return _metadata(obj, "uid")
+
+
+def _version(obj: Object) -> str:
+    return _metadata(obj, "resourceVersion")
+
+
+def _metadata(obj: Object, field: str) -> str:
+    metadata = obj.get("metadata")
+    value = metadata.get(field) if isinstance(metadata, dict) else None
+    if not isinstance(value, str) or not value:
+        raise ApiError(0, f"The API server sent an object without metadata.{field}.")
+    return value
