@@ -160,7 +160,7 @@ def parse_identity(obj: object) -> Identity:
     """Read metadata; raises Invalid, also where a UID or a name could not be a file's name."""
     metadata = mapping(mapping(obj, "object").get("metadata"), "metadata")
     uid = text(metadata.get("uid"), "metadata.uid")
-    if not _UID.fullmatch(uid):
+    if not is_uid(uid):
         raise Invalid(f"metadata.uid {uid[:80]!r} is malformed.")
     return Identity(
         namespace=_object_name(metadata.get("namespace"), "metadata.namespace"),
@@ -169,6 +169,11 @@ def parse_identity(obj: object) -> Identity:
         created=text(metadata.get("creationTimestamp"), "metadata.creationTimestamp", limit=64),
         generation=integer(metadata.get("generation", 0), "metadata.generation", 0, MAX_INCARNATION),
     )
+
+
+def is_uid(text: str) -> bool:
+    """Whether `text` can be a UID: no more than such a name is ever made part of a file's name."""
+    return _UID.fullmatch(text) is not None
 
 
 def parse_clusterip(obj: object) -> ClusterIP:
