@@ -54,7 +54,8 @@ class Progress:
                 return value
             if late:
                 raise LabError(f"waited {timeout_seconds:.0f} s in vain for {what}")
-            self.still(f"waiting for {what} ({time.monotonic() - started:.0f} s)")
+            if time.monotonic() - max(started, self._spoken) >= SILENCE_SECONDS:
+                self.say(f"waiting for {what} ({time.monotonic() - started:.0f} s)")
             time.sleep(interval_seconds)
 
 
@@ -63,3 +64,4 @@ class Silence(Progress):
 
     def say(self, text: str) -> None:
         """Drop the line."""
+        self._spoken = time.monotonic()

@@ -1,0 +1,389 @@
+"""The control plane: etcd, kube-apiserver and kube-controller-manager on a LAN's management network.
+
+Owns their start, stop and credentials; the objects that tests write are `objects`'s, the programs `programs`'s.
+"""
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lab import programs as lab_programs
+from lab.errors import LabError
+from lab.lan import Lan
+from lab.objects import Objects
+from lab.pki import Authority, Identity
+from lab.programs import Programs
+from lab.progress import Progress
+from lab.rest import Api, ApiError
+
+API_PORT = 6443
+START_SECONDS = 120
+SERVICE_RANGE = "10.96.0.0/16"
+TOKEN_SECONDS = 24 * 3600
+# Every member may do everything, before any RBAC rule exists.
+MASTERS = "system:masters"
+
+# Not node-lifecycle: without kubelets that renew, it would call every node of the lab unreachable.
+CONTROLLERS = (
+    "serviceaccount-controller",
+    "root-ca-certificate-publisher-controller",
+    "namespace-controller",
+    "garbage-collector-controller",
+    "endpointslice-controller",
+)
+
+# Requests of the programs under test, by service account; not what tests and controllers ask.
+AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived", "ResponseStarted"],
+    "rules": [
+        {"level": "None", "userGroups": [MASTERS]},
+        {"level": "None", "users": ["system:apiserver"]},
+        {"level": "Metadata"},
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A finished request of a service account, as the API server's audit log has it; `code` is the HTTP status."""
+
+    user: str
+    verb: str
+    resource: str
+    namespace: str
+    name: str
+    code: int
+
+
+class ControlPlane(Objects):
+    """`with ControlPlane(lan) as control_plane:` answers requests in the block; it ends with it, or with the LAN."""
+
+    def __init__(
+        self,
+        lan: Lan,
+        programs: Programs | None = None,
+        *,
+        progress: Progress | None = None,
+        controllers: Sequence[str] = CONTROLLERS,
+    ) -> None:
+        """Plan it on a LAN that is up; programs are found or built where none are given."""
+        super().__init__()
+        self._lan = lan
+        self._host = lan.control
+        self._progress = progress or Progress()
+        self._programs = programs
+        self._controllers = tuple(controllers)
+        self._directory = lan.directory / "control-plane"
+        self._running: dict[str, subprocess.Popen[str]] = {}
+
+    def __enter__(self) -> "ControlPlane":
+        try:
+            self._set_up()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._lan.kept:
+            self.close()
+
+    def close(self) -> None:
+        """Kill every program; what etcd held is lost."""
+        for name in list(self._running):
+            self._kill(name)
+
+    def start(self) -> None:
+        """Start the API server (again, after `stop`) and return when it is ready."""
+        if "kube-apiserver" in self._running:
+            raise LabError("the API server runs already: stop() it first")
+        self._start_api_server()
+        self._await_api_server()
+
+    def stop(self) -> None:
+        """Kill the API server; its data stays in etcd and clients see closed connections."""
+        self._kill("kube-apiserver")
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The administrator's kubeconfig for this machine, outside of the lab's namespaces."""
+        return self._directory / "admin.kubeconfig"
+
+    @property
+    def url(self) -> str:
+        """Where hosts of the lab reach the API server."""
+        return f"https://{self._host.address}:{API_PORT}"
+
+    def kubeconfig_for_service_account(
+        self, namespace: str, name: str, bound_node: str | None = None, *, outside: bool = False
+    ) -> Path:
+        """Write a kubeconfig with a token of the account and return its path.
+
+        It is for use on the lab's hosts, or (`outside`) on this machine, out of their namespaces. With `bound_node` the token names that Node and dies with it. Raises ApiError if the account or the Node does
+        not exist.
+        """
+        spec: dict[str, Any] = {"expirationSeconds": TOKEN_SECONDS}
+        if bound_node is not None:
+            uid = self.api("GET", f"/api/v1/nodes/{bound_node}")["metadata"]["uid"]
+            spec["boundObjectRef"] = {"apiVersion": "v1", "kind": "Node", "name": bound_node, "uid": uid}
+        answer = self.api(
+            "POST",
+            f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token",
+            {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec},
+        )
+        label = ".".join(
+            part for part in (namespace, name, bound_node, "outside" if outside else None) if part
+        )
+        path = self._directory / f"{label}.kubeconfig"
+        server = self._outside_url if outside else self.url
+        return self._write_kubeconfig(path, server, {"token": answer["status"]["token"]})
+
+    def kubectl(
+        self, *arguments: str, check: bool = True, stdin: str = "", timeout: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        """Run kubectl as administrator. Raises LabError with what it said last if it fails (and `check`)."""
+        command = [
+            str(self._found.kubectl),
+            f"--kubeconfig={self._directory / 'inside.kubeconfig'}",
+            *arguments,
+        ]
+        return self._host.run(
+            command,
+            check=check,
+            stdin=stdin,
+            timeout=timeout,
+            # Not the user's own cache of some other cluster's discovery.
+            environment={"KUBECACHEDIR": str(self._directory / "kubectl-cache")},
+        )
+
+    def apply(self, manifests: Path | Sequence[Mapping[str, Any]]) -> None:
+        """Apply a file, a directory's files or objects, server-side. Raises LabError with the first refusal."""
+        command = ["apply", "--server-side", "--force-conflicts", "-f"]
+        if isinstance(manifests, Path):
+            self.kubectl(*command, str(manifests))
+        else:
+            items = {"apiVersion": "v1", "kind": "List", "items": [dict(manifest) for manifest in manifests]}
+            self.kubectl(*command, "-", stdin=json.dumps(items))
+
+    def api(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        content_type: str | None = None,
+    ) -> dict[str, Any]:
+        """Make one request as administrator and return the parsed answer. Raises ApiError (with `status`)."""
+        return self._api.request(method, path, body, content_type=content_type)
+
+    def requests(self) -> list[Request]:
+        """Return the finished requests of service accounts so far; a watch counts when it has ended."""
+        log = self._directory / "audit.log"
+        # The last line may be half written.
+        lines = log.read_text().rpartition("\n")[0].splitlines() if log.exists() else []
+        return [_request(json.loads(line)) for line in lines]
+
+    @property
+    def _found(self) -> Programs:
+        if self._programs is None:
+            self._programs = lab_programs.find(self._progress)
+        return self._programs
+
+    def _set_up(self) -> None:
+        _ = self._found
+        self._progress.say("starting etcd, kube-apiserver and kube-controller-manager")
+        self._directory.mkdir(mode=0o700)
+        self._make_credentials()
+        self._start_etcd()
+        self._start_api_server()
+        self._start_relay()
+        self._await_api_server()
+        self._start_controller_manager()
+        # The first thing that its controllers make; before that no pod is admitted.
+        self._progress.until(
+            "the controller manager",
+            lambda: self._has_default_account() or self._check_running(),
+            timeout_seconds=START_SECONDS,
+        )
+        self._progress.say("the control plane is ready")
+
+    def _make_credentials(self) -> None:
+        authority = Authority(self._directory / "pki")
+        self._authority = authority.certificate
+        names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"]
+        self._server = authority.server(
+            "kube-apiserver", [self._host.address, "127.0.0.1", "10.96.0.1"], names
+        )
+        self._account_key = authority.key_pair("service-accounts")
+        administrator = authority.client("lab-administrator", MASTERS)
+        controllers = authority.client("system:kube-controller-manager", MASTERS)
+        # Made outside the namespaces: this machine reaches the API server through it (see inside/relay.py).
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        relayed = self._listener.getsockname()[1]
+        self._api = Api("127.0.0.1", relayed, self._authority, administrator)
+        self._outside_url = f"https://127.0.0.1:{relayed}"
+        self._write_kubeconfig(self.kubeconfig, self._outside_url, _certificate(administrator))
+        self._write_kubeconfig(self._directory / "inside.kubeconfig", self.url, _certificate(administrator))
+        self._write_kubeconfig(
+            self._directory / "controller-manager.kubeconfig", self.url, _certificate(controllers)
+        )
+        (self._directory / "audit-policy.json").write_text(json.dumps(AUDIT_POLICY))
+
+    def _start_etcd(self) -> None:
+        self._start(
+            self._found.etcd,
+            "--name=lab",
+            f"--data-dir={self._directory / 'etcd'}",
+            "--listen-client-urls=http://127.0.0.1:2379",
+            "--advertise-client-urls=http://127.0.0.1:2379",
+            "--listen-peer-urls=http://127.0.0.1:2380",
+            "--initial-advertise-peer-urls=http://127.0.0.1:2380",
+            "--initial-cluster=lab=http://127.0.0.1:2380",
+            # The data does not outlive the lab, so it need not outlive a power cut.
+            "--unsafe-no-fsync",
+            "--log-level=warn",
+        )
+
+    def _start_api_server(self) -> None:
+        self._start(
+            self._found.kube_apiserver,
+            "--etcd-servers=http://127.0.0.1:2379",
+            f"--advertise-address={self._host.address}",
+            "--bind-address=0.0.0.0",
+            f"--secure-port={API_PORT}",
+            f"--tls-cert-file={self._server.certificate}",
+            f"--tls-private-key-file={self._server.key}",
+            f"--client-ca-file={self._authority}",
+            f"--service-cluster-ip-range={SERVICE_RANGE}",
+            "--authorization-mode=Node,RBAC",
+            "--enable-admission-plugins=NodeRestriction",
+            # It would taint each new node until node-lifecycle, which does not run, removes that.
+            "--disable-admission-plugins=TaintNodesByCondition",
+            "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+            f"--service-account-key-file={self._account_key}",
+            f"--service-account-signing-key-file={self._account_key}",
+            f"--audit-policy-file={self._directory / 'audit-policy.json'}",
+            f"--audit-log-path={self._directory / 'audit.log'}",
+            "--endpoint-reconciler-type=none",
+            "--anonymous-auth=false",
+            "--profiling=false",
+        )
+
+    def _start_controller_manager(self) -> None:
+        self._start(
+            self._found.kube_controller_manager,
+            f"--kubeconfig={self._directory / 'controller-manager.kubeconfig'}",
+            f"--controllers={','.join(self._controllers)}",
+            f"--service-account-private-key-file={self._account_key}",
+            f"--root-ca-file={self._authority}",
+            "--leader-elect=false",
+            "--secure-port=0",
+            "--kube-api-qps=500",
+            "--kube-api-burst=1000",
+            # The default is below /usr, which may be read-only, and it is made at start.
+            f"--flex-volume-plugin-dir={self._directory / 'flex'}",
+        )
+
+    def _start_relay(self) -> None:
+        descriptor = self._listener.fileno()
+        command = self._host.inside("relay", str(descriptor), self._host.address, str(API_PORT))
+        self._running["relay"] = self._host.popen(command, pass_fds=[descriptor], log="relay")
+        self._listener.close()
+
+    def _start(self, program: Path, *arguments: str) -> None:
+        self._running[program.name] = self._host.popen([program, *arguments])
+
+    def _kill(self, name: str) -> None:
+        process = self._running.pop(name, None)
+        if process is None:
+            raise LabError(f"{name} is not running")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    def _await_api_server(self) -> None:
+        self._progress.until(
+            "kube-apiserver",
+            lambda: self._is_ready() or self._check_running(),
+            timeout_seconds=START_SECONDS,
+        )
+
+    def _is_ready(self) -> bool:
+        try:
+            self.api("GET", "/readyz")
+        except ApiError:
+            return False
+        return True
+
+    def _has_default_account(self) -> bool:
+        try:
+            self.api("GET", "/api/v1/namespaces/default/serviceaccounts/default")
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return False
+        return True
+
+    def _check_running(self) -> bool:
+        """Return False. Raises LabError if a program has ended, with what it said last."""
+        for name, process in self._running.items():
+            if process.poll() is not None:
+                log = self._host.log(name)
+                said = log.read_text().strip().splitlines() or ["nothing said"]
+                raise LabError(
+                    f"{name} ended with exit code {process.returncode}: {said[-1]} (its log is {log})"
+                )
+        return False
+
+    def _write_kubeconfig(self, path: Path, server: str, credentials: Mapping[str, str]) -> Path:
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [
+                {
+                    "name": "lab",
+                    "cluster": {"server": server, "certificate-authority-data": _encoded(self._authority)},
+                }
+            ],
+            "users": [{"name": "lab", "user": dict(credentials)}],
+            "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
+            "current-context": "lab",
+        }
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+            json.dump(config, stream)
+        return path
+
+
+def _certificate(identity: Identity) -> dict[str, str]:
+    return {
+        "client-certificate-data": _encoded(identity.certificate),
+        "client-key-data": _encoded(identity.key),
+    }
+
+
+def _encoded(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def _request(event: Mapping[str, Any]) -> Request:
+    reference = event.get("objectRef", {})
+    parts = [reference.get("resource", event["requestURI"]), reference.get("subresource", "")]
+    return Request(
+        user=event["user"]["username"],
+        verb=event["verb"],
+        resource="/".join(part for part in parts if part),
+        namespace=reference.get("namespace", ""),
+        name=reference.get("name", ""),
+        code=event.get("responseStatus", {}).get("code", 0),
+    )
