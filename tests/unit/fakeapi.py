@@ -25,8 +25,13 @@ class FakeApi:
         self.version = 1
         self.oldest_version = 0
         self.requests: list[tuple[str, dict[str, str]]] = []
+        self.headers: list[dict[str, str]] = []
+        self.bodies: list[bytes] = []
         self.refusals: list[tuple[int, object]] = []
-        """Answers for the next requests, in this order: (status, body); status 0 closes the connection."""
+        """Answers for the next requests, in this order: (status, body).
+
+        Status 0 closes the connection, -1 leaves the request without an answer until the client goes.
+        """
         self.silent = False
         """A watch opened meanwhile gets a header and never anything more."""
         self._log: list[tuple[int, str, Object]] = []
@@ -106,6 +111,9 @@ class FakeApi:
             def do_GET(self) -> None:
                 fake._answer(self)
 
+            def do_PATCH(self) -> None:
+                fake._answer(self)
+
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
@@ -128,10 +136,15 @@ class FakeApi:
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
         url = urlsplit(handler.path)
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
+        body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
         with self._changed:
             self.requests.append((url.path, query))
+            self.headers.append({key.title(): value for key, value in handler.headers.items()})
+            self.bodies.append(body)
             refusal = self.refusals.pop(0) if self.refusals else None
-        if refusal and refusal[0] == 0:
+        if refusal and refusal[0] <= 0:
+            if refusal[0] < 0:
+                handler.rfile.read(1)
             handler.close_connection = True
         elif refusal:
             self._reply(handler, *refusal)
