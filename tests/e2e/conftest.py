@@ -1,0 +1,34 @@
+"""One LAN with a real control plane and lbless on three nodes, shared by all end-to-end tests."""
+
+from collections.abc import Iterator
+from itertools import count
+
+import pytest
+
+from lab import servers
+from lab.controlplane import ControlPlane
+from lab.installation import Installation
+from lab.lan import Lan
+from lab.progress import Silence
+
+_numbers = count(1)
+
+
+@pytest.fixture(scope="session")
+def lbless() -> Iterator[Installation]:
+    """lbless running on n1, n2 and n3, which serve TCP and UDP; each node also has a pod."""
+    with (
+        Lan("lbe2e", nodes=3, pods=True) as lan,
+        servers.serving(lan.nodes),
+        ControlPlane(lan, progress=Silence()) as control_plane,
+    ):
+        for node in lan.nodes:
+            lan.enable_conntrack(node)
+        with Installation(lan, control_plane) as installation:
+            yield installation
+
+
+@pytest.fixture
+def vip() -> str:
+    """An address that no other test has."""
+    return Lan.vip(next(_numbers))

@@ -1,0 +1,199 @@
+"""lbless itself on a lab: the CRDs, the access rules, one operator, and sync and dataplane on each node.
+
+Owns starting and stopping the programs as a cluster would, under the service accounts and with the access
+rules that the chart ships. In this form they are processes in the nodes' namespaces, not pods.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lab.controlplane import ControlPlane
+from lab.errors import LabError
+from lab.host import Host
+from lab.lan import Lan
+from lab.progress import Progress, Silence
+from lbless_api.clusterip import ClusterIP, parse_clusterip
+from lbless_api.hashing import TCP, bucket
+
+ROOT = Path(__file__).parents[2]
+NAMESPACE = "lbless-system"
+OPERATOR = "lbless-operator"
+SYNC = "lbless-sync"
+DATAPLANE = "lbless-dataplane"
+STOP_SECONDS = 10
+PROGRAMS = Path(sys.executable).parent
+"""The console scripts stand beside the interpreter of the environment that runs the tests."""
+
+
+class Installation:
+    """`with Installation(lan, control_plane) as lbless:` has it running on all nodes of the LAN."""
+
+    def __init__(self, lan: Lan, control_plane: ControlPlane, progress: Progress | None = None) -> None:
+        self.lan = lan
+        self.control_plane = control_plane
+        self._progress = progress or Silence()
+        self._running: dict[tuple[str, str], subprocess.Popen[str]] = {}
+
+    def __enter__(self) -> Installation:
+        try:
+            self._set_up()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop every program, all at once and then each to its end; not where the LAN is to stay up."""
+        if self.lan.kept:
+            return
+        for process in self._running.values():
+            process.send_signal(signal.SIGTERM)
+        for program, host in list(self._running):
+            self.stop(program, host)
+
+    def start(self, program: str, host: Host, *arguments: str) -> None:
+        """Start a program on a host: the operator on the control plane's, the others on nodes."""
+        key = (program, host.name)
+        if key in self._running and self._running[key].poll() is None:
+            raise LabError(f"{program} runs on {host.name} already")
+        command = [PROGRAMS / program, *arguments]
+        environment = {}
+        if program != DATAPLANE:
+            bound = host.name if program == SYNC else None
+            account = OPERATOR if program == OPERATOR else "lbless-node"
+            kubeconfig = self.control_plane.kubeconfig_for_service_account(NAMESPACE, account, bound)
+            environment["KUBECONFIG"] = str(kubeconfig)
+            command += ["--namespace", NAMESPACE]
+        if program != OPERATOR:
+            state = self.state_directory(host)
+            state.mkdir(parents=True, exist_ok=True)
+            command += ["--node", host.name, "--state-dir", str(state)]
+        self._running[key] = host.popen(command, environment=environment)
+
+    def stop(self, program: str, host: Host | str, number: int = signal.SIGTERM) -> int:
+        """End a program and return its exit status; what does not end in time is killed and is an error."""
+        name = host if isinstance(host, str) else host.name
+        process = self._running.pop((program, name))
+        if process.poll() is None:
+            process.send_signal(number)
+        try:
+            return process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise LabError(f"{program} on {name} did not stop within {STOP_SECONDS} s") from None
+
+    def process(self, program: str, host: Host) -> subprocess.Popen[str]:
+        """The running process of a program on a host."""
+        return self._running[program, host.name]
+
+    def state_directory(self, node: Host) -> Path:
+        """A node's state directory."""
+        return self.lan.directory / f"{node.name}-state"
+
+    def log(self, program: str, host: Host) -> str:
+        """All that a program has logged on a host."""
+        path = host.log(program)
+        return path.read_text() if path.exists() else ""
+
+    def get(self, name: str, namespace: str = "default") -> dict[str, Any]:
+        """A ClusterIP as the API has it."""
+        path = f"/apis/lbless.dev/v1alpha1/namespaces/{namespace}/clusterips/{name}"
+        return self.control_plane.api("GET", path)
+
+    def create(self, name: str, spec: Mapping[str, object], namespace: str = "default") -> dict[str, Any]:
+        """Create a ClusterIP."""
+        body = {
+            "apiVersion": "lbless.dev/v1alpha1",
+            "kind": "ClusterIP",
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": dict(spec),
+        }
+        path = f"/apis/lbless.dev/v1alpha1/namespaces/{namespace}/clusterips"
+        return self.control_plane.api("POST", path, body)
+
+    def delete(self, name: str, namespace: str = "default") -> None:
+        """Delete a ClusterIP."""
+        path = f"/apis/lbless.dev/v1alpha1/namespaces/{namespace}/clusterips/{name}"
+        self.control_plane.api("DELETE", path)
+
+    def condition(self, name: str, kind: str = "Ready") -> Mapping[str, str]:
+        """One condition of a ClusterIP; an empty mapping where it has none of this type yet."""
+        conditions = self.get(name).get("status", {}).get("conditions", [])
+        return next((c for c in conditions if c["type"] == kind), {})
+
+    def wait_ready(self, name: str, *, timeout_seconds: float = 30, after_epoch: int = -1) -> ClusterIP:
+        """Wait until a ClusterIP is Ready and programmed in an epoch above `after_epoch`, and return it."""
+        state: dict[str, Any] = {}
+
+        def ready() -> bool:
+            state.update(self.get(name))
+            status = state.get("status", {})
+            true = {c["type"] for c in status.get("conditions", []) if c["status"] == "True"}
+            current = status.get("observedGeneration") == state["metadata"]["generation"]
+            return current and status.get("epoch", 0) > after_epoch and {"Ready", "Programmed"} <= true
+
+        try:
+            self._progress.until(f"ClusterIP {name} to be ready", ready, timeout_seconds=timeout_seconds)
+        except LabError as error:
+            raise LabError(f"{error}; its status is {json.dumps(state.get('status', {}))}") from None
+        return parse_clusterip(state)
+
+    def _set_up(self) -> None:
+        self._progress.say("installing lbless: CRDs, access rules, nodes")
+        self.control_plane.apply(ROOT / "crds")
+        self._wait_for_crds()
+        self.control_plane.apply(ROOT / "helm/lbless/rbac")
+        for number, node in enumerate(self.lan.nodes, 1):
+            self.control_plane.make_node(node.name, node.address, pod_cidr=f"10.244.{number}.0/24")
+        self._progress.say("starting the operator, and sync and dataplane on each node")
+        self.start(OPERATOR, self.lan.control)
+        for node in self.lan.nodes:
+            self.start(DATAPLANE, node)
+            self.start(SYNC, node)
+
+    def _wait_for_crds(self) -> None:
+        def served() -> bool:
+            try:
+                self.control_plane.api("GET", "/apis/lbless.dev/v1alpha1/clusterips")
+                self.control_plane.api("GET", "/apis/lbless.dev/v1alpha1/clusteripnodes")
+            except LabError:
+                return False
+            return True
+
+        self._progress.until("the API server to serve the CRDs", served, timeout_seconds=20)
+
+
+def owner(clusterip: ClusterIP, source: str, source_port: int, port: int, protocol: int = TCP) -> str:
+    """The node that the assignment and the hash name for a packet of a client."""
+    parameters = clusterip.spec.hash
+    number = bucket(
+        parameters.function,
+        parameters.mode,
+        source,
+        source_port,
+        port,
+        buckets=parameters.buckets,
+        seed=parameters.seed,
+        protocol=protocol,
+        prefix_length=parameters.prefix_length,
+    )
+    owners = [a.node for a in clusterip.assignments if number in a.buckets]
+    if len(owners) != 1:
+        raise LabError(
+            f"bucket {number} of {clusterip.identity.key} has the owners {owners}, not exactly one"
+        )
+    return owners[0]
