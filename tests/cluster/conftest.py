@@ -1,0 +1,42 @@
+"""One real control plane, without nodes of its own, shared by all tests of this folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.controlplane import ControlPlane
+from lab.errors import LabError
+from lab.lan import Lan
+from lab.progress import Silence
+
+CRDS = Path(__file__).parents[2] / "crds"
+
+
+@pytest.fixture(scope="session")
+def bare_control_plane() -> Iterator[ControlPlane]:
+    """etcd, kube-apiserver and kube-controller-manager, nothing of lbless in them."""
+    with Lan("lbcluster", nodes=0) as lan, ControlPlane(lan, progress=Silence()) as control_plane:
+        yield control_plane
+
+
+@pytest.fixture(scope="session")
+def control_plane(bare_control_plane: ControlPlane) -> ControlPlane:
+    """The same with lbless's CRDs, served."""
+    install_crds(bare_control_plane)
+    return bare_control_plane
+
+
+def install_crds(control_plane: ControlPlane) -> None:
+    """Apply the CRDs and wait until the API server serves them."""
+    control_plane.apply(CRDS)
+
+    def served() -> bool:
+        try:
+            for plural in ("clusterips", "clusteripnodes"):
+                control_plane.api("GET", f"/apis/lbless.dev/v1alpha1/{plural}")
+        except LabError:
+            return False
+        return True
+
+    Silence().until("the CRDs to be served", served, timeout_seconds=20)

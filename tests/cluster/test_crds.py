@@ -1,0 +1,156 @@
+"""What the API server refuses by the CRDs alone, each with its sentence, and what `kubectl` shows of them."""
+
+import json
+
+import pytest
+
+from lab.controlplane import ControlPlane
+from lab.errors import LabError
+
+pytestmark = [pytest.mark.root, pytest.mark.apiserver]
+
+PATH = "/apis/lbless.dev/v1alpha1/namespaces/default/clusterips"
+
+
+def clusterip(name: str, spec: dict[str, object]) -> dict[str, object]:
+    return {
+        "apiVersion": "lbless.dev/v1alpha1",
+        "kind": "ClusterIP",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": spec,
+    }
+
+
+@pytest.fixture
+def web(control_plane: ControlPlane):
+    """A ClusterIP with nothing but an address."""
+    yield control_plane.api("POST", PATH, clusterip("web", {"ip": "192.0.2.10"}))
+    control_plane.api("DELETE", f"{PATH}/web")
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ({}, "spec.ip: Required value"),
+        ({"ip": "fd00::1"}, "IPv6 is not supported yet: use an IPv4 address."),
+        (
+            {"ip": "192.0.2.300"},
+            "ip must be an IPv4 address in dotted decimal without leading zeros, such as 192.0.2.10.",
+        ),
+        ({"ip": "192.0.2.010"}, "ip must be an IPv4 address in dotted decimal"),
+        ({"ip": "web.example"}, "ip must be an IPv4 address in dotted decimal"),
+        (
+            {"ip": "224.0.0.9"},
+            "ip cannot be a multicast, loopback, link-local, reserved or broadcast address",
+        ),
+        ({"ip": "127.0.0.1"}, "ip cannot be a multicast, loopback"),
+        ({"ip": "255.255.255.255"}, "ip cannot be a multicast, loopback"),
+        (
+            {"mac": "02:bf:00:00:00:01"},
+            "mac must be a multicast address, so that every node receives the frames",
+        ),
+        ({"mac": "03:bf:00:00:00:zz"}, "mac must be six bytes in hexadecimal, such as 03:bf:c0:00:02:0a."),
+        ({"mac": "03:bf"}, "should be at least 17 chars long"),
+        ({"mac": "ff:ff:ff:ff:ff:ff"}, "mac cannot be the broadcast address"),
+        ({"hashMode": "Random"}, 'supported values: "SourceIP", "SourceIPSourcePort"'),
+        ({"buckets": 4097}, "should be less than or equal to 4096"),
+        ({"buckets": 0}, "should be greater than or equal to 1"),
+        ({"hashSeed": 4294967296}, "should be less than or equal to 4294967295"),
+        ({"sourcePrefixLength": 33}, "should be less than or equal to 32"),
+        (
+            {"interfaces": ["eth0; drop"]},
+            "an interface must be a name or a glob, such as eth0, ens* or bond0.",
+        ),
+        ({"ports": []}, "should have at least 1 items"),
+        ({"ports": [{"port": 80, "endPort": 70}]}, "endPort must not be below port: swap them."),
+        ({"workload": {}}, "workload must name exactly one of podSelector and serviceRef."),
+        (
+            {"workload": {"podSelector": {}, "serviceRef": {"name": "a"}}},
+            "workload must name exactly one of podSelector and serviceRef.",
+        ),
+        ({"drainTimeoutSeconds": -1}, "should be greater than or equal to 0"),
+    ],
+)
+def test_a_faulty_spec_is_refused_with_a_sentence(control_plane, spec, sentence):
+    whole = spec if "ip" in spec or not spec else {"ip": "192.0.2.99", **spec}
+    with pytest.raises(LabError) as caught:
+        control_plane.api("POST", PATH, clusterip("faulty", whole))
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"ip": "192.0.2.11"}, "ip is immutable: delete this ClusterIP and create another one"),
+        ({"mac": "03:bf:00:00:00:01"}, "mac is immutable, and can neither be set nor removed later"),
+        ({"hashMode": "SourceIP"}, "hashMode is immutable"),
+        ({"hashFunction": "LegacyClusterIP"}, "hashFunction is immutable"),
+        ({"hashSeed": 1}, "hashSeed is immutable"),
+        ({"buckets": 16}, "buckets is immutable"),
+        ({"sourcePrefixLength": 24}, "sourcePrefixLength is immutable"),
+    ],
+)
+def test_an_immutable_field_cannot_be_changed(control_plane, web, change, sentence):
+    with pytest.raises(LabError) as caught:
+        control_plane.api("PATCH", f"{PATH}/web", {"spec": change})
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "field", ["mac", "hashMode", "hashFunction", "hashSeed", "buckets", "sourcePrefixLength"]
+)
+def test_unset_then_set_does_not_escape_immutability(control_plane, field):
+    """Whether the unsetting is refused or defaulted: what was set in between never stays."""
+    values = {
+        "mac": ("03:bf:00:00:00:01", "03:bf:00:00:00:02"),
+        "hashMode": ("SourceIP", "SourceIPSourcePort"),
+        "hashFunction": ("LegacyClusterIP", "JHash"),
+        "hashSeed": (7, 8),
+        "buckets": (16, 32),
+        "sourcePrefixLength": (24, 16),
+    }
+    first, second = values[field]
+    name = f"unset-{field.lower()}"
+    control_plane.api("POST", PATH, clusterip(name, {"ip": "192.0.2.50", field: first}))
+    refusals = 0
+    for value in (None, second):
+        try:
+            control_plane.api("PATCH", f"{PATH}/{name}", {"spec": {field: value}})
+        except LabError as error:
+            assert f"{field} is immutable" in str(error)
+            refusals += 1
+    assert refusals == 2
+    assert control_plane.api("GET", f"{PATH}/{name}")["spec"][field] == first
+    control_plane.api("DELETE", f"{PATH}/{name}")
+
+
+def test_other_fields_can_be_changed(control_plane, web):
+    changed = control_plane.api(
+        "PATCH", f"{PATH}/web", {"spec": {"ports": [{"port": 80}], "weighting": "ReadyPods"}}
+    )
+    assert changed["spec"]["ports"] == [{"port": 80, "protocol": "TCP"}]
+
+
+def test_defaults_are_filled_in(web):
+    assert web["spec"] == {
+        "ip": "192.0.2.10",
+        "hashMode": "SourceIPSourcePort",
+        "hashFunction": "JHash",
+        "hashSeed": 0,
+        "buckets": 256,
+        "sourcePrefixLength": 32,
+        "sourceMAC": "Node",
+        "weighting": "Equal",
+        "drainTimeoutSeconds": 300,
+    }
+
+
+def test_kubectl_shows_the_columns_and_explains_the_fields(control_plane, web):
+    header = control_plane.kubectl("get", "cip").stdout.splitlines()[0].split()
+    assert header == ["NAME", "IP", "MAC", "MODE", "NODES", "READY", "AGE"]
+    assert "shared address" in control_plane.kubectl("explain", "cip.spec.ip").stdout
+    assert control_plane.kubectl("get", "lbless", "-A").stdout
+    listed = control_plane.kubectl(
+        "get", "cip", "--field-selector", "spec.ip=192.0.2.10", "-o", "json"
+    ).stdout
+    assert [c["metadata"]["name"] for c in json.loads(listed)["items"]] == ["web"]
