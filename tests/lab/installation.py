@@ -69,7 +69,7 @@ class Installation:
         key = (program, host.name)
         if key in self._running and self._running[key].poll() is None:
             raise LabError(f"{program} runs on {host.name} already")
-        command = [PROGRAMS / program, *arguments]
+        command: list[str] = [str(PROGRAMS / program), *arguments]
         environment = {}
         if program != DATAPLANE:
             bound = host.name if program == SYNC else None
