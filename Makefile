@@ -16,6 +16,10 @@ help: ## List the targets
 demo: programs ## Show the main job on a LAN of namespaces; KEEP=1 leaves it up
 	@$(BIN)/python -m demo $(if $(KEEP),--keep)
 
+.PHONY: down
+down: $(VENV)/.ready ## Remove the lab that make demo KEEP=1 left up
+	@$(BIN)/python -m demo --down
+
 .PHONY: test
 test: programs ## Run every test; PYTEST_ARGS="-k planner -x" passes through
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
