@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Set
 from random import SystemRandom
 from typing import Protocol
 
 from lbless_edge.backoff import Backoff
+from lbless_edge.explain import explain
 from lbless_edge.kube import PAGE, WATCH_SILENCE_SECONDS, Api, ApiError, Object, Watch
 
 WATCH_SECONDS = 300
@@ -32,8 +34,8 @@ class Listener(Protocol):
     def removed(self, uid: str) -> None:
         """An object that was told is no more."""
 
-    def listed(self) -> None:
-        """A LIST was completed, and every difference to what was known before it has been told."""
+    def listed(self, present: Set[str]) -> None:
+        """A LIST was completed and every difference to what was known before told; `present` has its UIDs."""
 
 
 class ListWatch:
@@ -112,7 +114,7 @@ class ListWatch:
         for uid in self._known.keys() - present:
             self._forget(uid)
         self._version = version
-        self._listener.listed()
+        self._listener.listed(present)
 
     def _follow(self) -> None:
         """Watch until the server ends it; an ApiError says that something was wrong."""
@@ -184,30 +186,6 @@ class ListWatch:
             else:
                 _log.info("%s answers for %s again.", self._api.server, self._path)
             self._waits_for = sentence
-
-
-def explain(error: ApiError, path: str, server: str) -> str:
-    """One sentence for a person: what is missing, and what to do."""
-    group, resource = _resource(path)
-    name = f"{resource}.{group}" if group else resource
-    if error.status == 404 and group == "lbless.dev":
-        return f"The CustomResourceDefinition {name} is not installed: kubectl apply -f crds/"
-    if error.status == 404:
-        return f"{server} does not serve {name}: use Kubernetes 1.32 or newer."
-    if error.status == 403:
-        return f"A permission is missing, grant it (helm/lbless/rbac/): {error}"
-    if error.status == 401:
-        return f"{server} does not accept the credentials: renew the token or certificate, or correct $KUBECONFIG."
-    return str(error)
-
-
-def _resource(path: str) -> tuple[str, str]:
-    """The API group, empty for the core group, and the plural of a collection's or an object's path."""
-    parts = path.strip("/").split("/")
-    group, rest = (parts[1], parts[3:]) if parts[0] == "apis" else ("", parts[2:])
-    if rest[0] == "namespaces" and len(rest) > 2:
-        rest = rest[2:]
-    return group, rest[0]
 
 
 def _uid(obj: Object) -> str:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from kubernetes import client, config
 
+from lbless_edge.explain import explain
 from lbless_edge.kube import (
     CLUSTERIPNODES,
     CLUSTERIPS,
@@ -23,7 +24,6 @@ from lbless_edge.kube import (
     in_namespace,
     named,
 )
-from lbless_edge.listwatch import explain
 from lbless_edge.process import Fatal
 from unit.fakeapi import FakeApi
 

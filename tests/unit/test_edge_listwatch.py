@@ -3,7 +3,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 
 import pytest
@@ -32,7 +32,8 @@ class Mirror:
     def removed(self, uid: str) -> None:
         self.told.append(f"removed {self.objects.pop(uid)['metadata']['name']}")
 
-    def listed(self) -> None:
+    def listed(self, present: Set[str]) -> None:
+        assert present == self.objects.keys()
         self.lists += 1
         self.told.append("listed")
 

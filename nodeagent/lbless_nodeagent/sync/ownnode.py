@@ -1,0 +1,68 @@
+"""The Node object that this sync serves: its UID owns what sync writes, its pod ranges go to a file.
+
+Owns desired/.node.json.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Set
+from pathlib import Path
+
+from lbless_api.fields import Invalid
+from lbless_api.state import DESIRED, NODE, parse_desired_node
+from lbless_edge.kube import Object
+from lbless_nodeagent import files
+
+_log = logging.getLogger("lbless.sync")
+
+
+class OwnNode:
+    """A listener for the one Node of `name`."""
+
+    def __init__(self, name: str, state_directory: Path, on_change: Callable[[], None]) -> None:
+        self.name = name
+        self.uid = ""
+        """Empty while the API has no such Node."""
+        self._path = state_directory / DESIRED / NODE
+        self._on_change = on_change
+
+    def changed(self, obj: Object) -> None:
+        """Remember its UID and write what of it the kernel needs."""
+        self.uid = obj["metadata"]["uid"]
+        spec = obj.get("spec") or {}
+        wanted = {"podCIDRs": spec.get("podCIDRs") or [c for c in [spec.get("podCIDR")] if c]}
+        try:
+            parse_desired_node(wanted)
+        except Invalid as fault:
+            _log.error(
+                "The pod ranges of Node %s are left aside, the last good ones stay: %s", self.name, fault
+            )
+        else:
+            self._write(wanted)
+        self._on_change()
+
+    def removed(self, uid: str) -> None:
+        """Forget it, unless another one of its name has taken its place already. Its file stays."""
+        if uid == self.uid:
+            self.uid = ""
+            self._say_absent()
+        self._on_change()
+
+    def listed(self, present: Set[str]) -> None:
+        """Say so where there is no such Node."""
+        if not present:
+            self._say_absent()
+
+    def _say_absent(self) -> None:
+        _log.warning(
+            "Node %s does not exist: waiting for kubelet to register it (or correct --node).", self.name
+        )
+
+    def _write(self, wanted: dict[str, object]) -> None:
+        try:
+            if files.read_json(self._path) == wanted:
+                return
+        except (FileNotFoundError, Invalid):
+            pass  # absent or damaged: written anew
+        files.write_json(self._path, wanted)
