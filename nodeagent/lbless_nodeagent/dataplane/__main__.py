@@ -1,0 +1,151 @@
+"""The program lbless-dataplane: its command line, what it needs before it starts, and how it ends."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from lbless_api.fields import Invalid
+from lbless_api.state import APPLIED, DEFAULT_DIRECTORY, DESIRED, Intent
+from lbless_edge.process import (
+    Fatal,
+    argument_parser,
+    configure_logging,
+    object_name,
+    run,
+    serve_metrics,
+)
+from lbless_nodeagent import files
+from lbless_nodeagent.dataplane.engine import Engine, EngineError
+from lbless_nodeagent.dataplane.loop import Loop, StopSignal
+from lbless_nodeagent.dataplane.reconcile import Outcome, Reconciler
+from lbless_nodeagent.dataplane.report import Reporter
+from lbless_nodeagent.dataplane.rtnetlink import LinkError
+
+PROGRAM = "lbless-dataplane"
+_CAPABILITIES = {12: "CAP_NET_ADMIN", 13: "CAP_NET_RAW"}
+
+_LOG = logging.getLogger("lbless.dataplane")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit status: 0 after a clean stop, 1 with one sentence, 2 for usage."""
+    options = _parser().parse_args(arguments)
+    configure_logging(options.log_format, options.log_level)
+    return run(lambda: _cleanup(options) if options.cleanup else _serve(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argument_parser(PROGRAM, "Brings the state directory's ClusterIPs into this node's kernel.")
+    parser.add_argument("--node", required=True, type=object_name, metavar="NAME", help="this node's name")
+    parser.add_argument(
+        "--state-dir", default=DEFAULT_DIRECTORY, type=Path, metavar="DIR", help="shared with lbless-sync"
+    )
+    parser.add_argument("--key-file", type=Path, metavar="FILE", help="key of the heartbeats between nodes")
+    parser.add_argument(
+        "--engine", choices=("auto", "nftables"), default="auto", help="how packets are filtered"
+    )
+    parser.add_argument(
+        "--cleanup", action="store_true", help="take all of lbless out of this node's kernel, then end"
+    )
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> None:
+    stop = StopSignal()
+    if options.key_file and not os.access(options.key_file, os.R_OK):
+        raise Fatal(f"Key file {options.key_file} cannot be read: check its name and permissions.")
+    with _reconciler(options) as (reconciler, engine):
+        reporter = Reporter(options.state_dir, files.boot_id())
+        serve_metrics(options.metrics_port)
+        if options.metrics_port:
+            from lbless_nodeagent.dataplane import metrics  # noqa: PLC0415 - memory that few need
+
+            metrics.register(lambda: reporter.last)
+        _LOG.info("Serving node %s from %s with the %s engine.", options.node, options.state_dir, engine.name)
+        loop = Loop(reconciler, engine, reporter, stop)
+        try:
+            loop.run()
+        finally:
+            loop.close()
+        if _intent(reconciler) is Intent.REMOVE:
+            _remove(reconciler)
+            reporter.report(Outcome(), reconciler.programming.report, {})
+            _LOG.info("Stopped; nothing of lbless is left in the kernel.")
+        else:
+            _LOG.info("Stopped; rules and addresses stay, so that a restart disturbs nobody.")
+
+
+def _cleanup(options: argparse.Namespace) -> None:
+    with _reconciler(options) as (reconciler, _):
+        _remove(reconciler)
+        _LOG.info("Nothing of lbless is left in the kernel.")
+
+
+@contextmanager
+def _reconciler(options: argparse.Namespace) -> Iterator[tuple[Reconciler, Engine]]:
+    """What both modes need, with everything that can be missing said in one sentence."""
+    _check_capabilities()
+    directory: Path = options.state_dir
+    try:
+        for needed in (directory, directory / DESIRED, directory / APPLIED):
+            files.make_directory(needed)
+        lock = files.lock(directory / ".dataplane.lock", PROGRAM)
+    except (files.UnwritableError, files.LockedError) as error:
+        raise Fatal(str(error)) from None
+    try:
+        engine = _engine()
+        try:
+            reconciler = Reconciler(options.node, directory, engine, files.boot_id())
+            yield reconciler, engine
+            reconciler.close()
+        finally:
+            engine.close()
+    except (EngineError, LinkError) as error:
+        raise Fatal(str(error)) from None
+    finally:
+        os.close(lock)
+
+
+def _engine() -> Engine:
+    """The engine that was asked for; `auto` is the only one there is."""
+    from lbless_nodeagent.dataplane.nftables.engine import NftablesEngine  # noqa: PLC0415 - loads libnftables
+
+    return NftablesEngine()
+
+
+def _remove(reconciler: Reconciler) -> None:
+    problems = reconciler.remove()
+    if problems:
+        raise Fatal(f"Not all of lbless could be removed: {' '.join(problems)}")
+
+
+def _intent(reconciler: Reconciler) -> Intent:
+    try:
+        return reconciler.desired.intent()
+    except Invalid as fault:
+        _LOG.warning("%s Everything stays.", fault)
+        return Intent.HOLD
+
+
+def _check_capabilities() -> None:
+    """The kernel refuses each change without them, one by one and in other words."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    effective = int(found[1], 16) if found else 0
+    missing = [name for bit, name in _CAPABILITIES.items() if not effective >> bit & 1]
+    if missing:
+        raise Fatal(
+            f"{PROGRAM} lacks {' and '.join(missing)}, without which no rule or address can be set: "
+            f"run it as root, or give its container these capabilities."
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""What of the desired state this node serves, where, and what it must refuse: pure functions.
+
+Owns the decision alone: values in, values out. Nothing is read and nothing is changed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from lbless_api.clusterip import ClusterIP
+from lbless_api.fields import Invalid
+from lbless_api.interfaces import Interface, choose_interface
+from lbless_api.node import Outstanding
+from lbless_api.refusal import Taken, refusal
+from lbless_nodeagent.dataplane.engine import Vip
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """For each ClusterIP in force exactly one of: a Vip to serve, nothing here, or a failure."""
+
+    vips: Mapping[str, Vip]
+    elsewhere: frozenset[str]
+    failures: Mapping[str, Outstanding]
+
+
+def in_force(
+    desired: Mapping[str, ClusterIP],
+    last_good: Mapping[str, ClusterIP],
+    *,
+    unusable: Container[str],
+    complete: bool,
+) -> dict[str, ClusterIP]:
+    """Return the ClusterIPs that count, by UID.
+
+    What is desired counts as it is. Where its file is `unusable`, the last good state does. What is
+    absent counts as it last was, until the desired state is `complete`: then absence means deletion.
+    """
+    counted = dict(desired)
+    for uid, clusterip in last_good.items():
+        if uid not in counted and (uid in unusable or not complete):
+            counted[uid] = clusterip
+    return counted
+
+
+def decide(
+    node: str,
+    clusterips: Iterable[ClusterIP],
+    interfaces: Sequence[Interface],
+    in_use: Taken,
+    engine_refusal: Callable[[Vip], str | None],
+) -> Decision:
+    """Return what `node` does about each ClusterIP.
+
+    It serves one whose assignments name it, also with no buckets: it then holds the address and keeps
+    no packet. Of several with one address the oldest has it; the others fail wherever they are named,
+    whatever becomes of the oldest, so that all nodes decide alike.
+    """
+    vips: dict[str, Vip] = {}
+    elsewhere: set[str] = set()
+    failures: dict[str, Outstanding] = {}
+    holders: dict[IPv4Address, ClusterIP] = {}
+    for clusterip in sorted(clusterips, key=lambda c: c.identity.age_order):
+        uid = clusterip.identity.uid
+        # An incarnation that is not the present one will mean "not this node" once peers are counted dead.
+        assignment = clusterip.assigned_to(node)
+        if clusterip.epoch == 0 or assignment is None:
+            elsewhere.add(uid)
+            continue
+        spec = clusterip.spec
+        try:
+            holder = holders.setdefault(spec.ip, clusterip)
+            if holder is not clusterip:
+                raise Invalid(
+                    f"Address {spec.ip} is already that of the older ClusterIP {holder.identity.key}: "
+                    f"delete one of the two, or give one another address.",
+                    "AddressConflict",
+                )
+            reason = refusal(spec.ip, in_use)
+            if reason:
+                raise Invalid(reason, "AddressInUse")
+            vip = Vip(
+                ip=spec.ip,
+                interface=choose_interface(spec.ip, spec.interfaces, interfaces).name,
+                mac=spec.mac,
+                hash=spec.hash,
+                ports=spec.ports,
+                owned=assignment.buckets,
+            )
+            reason = engine_refusal(vip)
+            if reason:
+                raise Invalid(reason, "NotSupported")
+            vips[uid] = vip
+        except Invalid as fault:
+            failures[uid] = failure(clusterip, fault.reason, str(fault))
+    return Decision(vips, frozenset(elsewhere), failures)
+
+
+def failure(clusterip: ClusterIP, reason: str, message: str) -> Outstanding:
+    """A failure of a ClusterIP whose state could be read."""
+    return Outstanding(clusterip.identity.uid, clusterip.identity.key, clusterip.epoch, reason, message)

@@ -1,0 +1,122 @@
+"""When dataplane does what: one thread that waits for files, links, rules, signals and the clock.
+
+Owns the timing alone. What a pass does is `reconcile`'s, what is said of it `report`'s.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from types import FrameType
+
+from lbless_nodeagent.dataplane.engine import Engine
+from lbless_nodeagent.dataplane.reconcile import Outcome, Reconciler
+from lbless_nodeagent.dataplane.report import Reporter
+from lbless_nodeagent.dataplane.rtnetlink import ChangeNotice
+
+REPORT_SECONDS = 1.5
+"""observed.json promises 2 s; the rest is for a pass that is under way."""
+
+THOROUGH_SECONDS = 30.0
+"""A pass that believes nothing: for whatever no notification told of."""
+
+_SETTLE_SECONDS = 0.005
+_SETTLE_AT_MOST_SECONDS = 0.03
+"""Changes come in bursts: a pass begins when none came for the one time, or after the other."""
+
+_PAUSE_AT_MOST_SECONDS = 0.1
+"""A pass is followed by a pause of its own length, so that endless changes leave half a core; at most this."""
+
+
+class StopSignal:
+    """SIGTERM and SIGINT as a descriptor that becomes readable, beside the others that are waited for."""
+
+    def __init__(self) -> None:
+        """Take over the signals of the process; call in the main thread."""
+        self._requested = False
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+
+    def fileno(self) -> int:
+        """For poll()."""
+        return self._reader
+
+    def is_requested(self) -> bool:
+        """Whether one came."""
+        return self._requested
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        self._requested = True
+
+
+class Loop:
+    """Runs passes until a stop is asked for."""
+
+    def __init__(self, reconciler: Reconciler, engine: Engine, reporter: Reporter, stop: StopSignal) -> None:
+        self._reconciler = reconciler
+        self._reporter = reporter
+        self._stop = stop
+        self._notice = ChangeNotice()
+        self._poll = select.poll()
+        rules = engine.fileno()
+        # The engine reads its own descriptor empty when a pass has it verify the rules.
+        for descriptor in (reconciler.desired.fileno(), self._notice.fileno(), stop.fileno(), rules):
+            if descriptor is not None:
+                self._poll.register(descriptor, select.POLLIN)
+        self._rules = rules
+
+    def run(self) -> None:
+        """Pass when something changed and every 30 s, report after each pass and every 1.5 s."""
+        thorough_at = time.monotonic() + THOROUGH_SECONDS
+        outcome = self._pass(thorough=False)
+        while not self._stop.is_requested():
+            reported_at = time.monotonic()
+            pass_at = min(thorough_at, outcome.retry_at if outcome.retry_at is not None else thorough_at)
+            changed = self._wait(min(pass_at, reported_at + REPORT_SECONDS))
+            if self._stop.is_requested():
+                break
+            now = time.monotonic()
+            if changed or now >= pass_at:
+                thorough = now >= thorough_at
+                if thorough:
+                    thorough_at = now + THOROUGH_SECONDS
+                outcome = self._pass(thorough=thorough)
+                time.sleep(min(_PAUSE_AT_MOST_SECONDS, time.monotonic() - now))
+            else:
+                self._report(outcome)
+
+    def close(self) -> None:
+        """Let go of descriptors."""
+        self._notice.close()
+
+    def _pass(self, *, thorough: bool) -> Outcome:
+        outcome = self._reconciler.run_pass(thorough=thorough)
+        self._report(outcome)
+        return outcome
+
+    def _report(self, outcome: Outcome) -> None:
+        programming = self._reconciler.programming
+        self._reporter.report(outcome, programming.report, programming.counters())
+
+    def _wait(self, deadline: float) -> bool:
+        """Wait for a change until `deadline`, then for the end of its burst; return whether one came."""
+        if not self._ready(deadline - time.monotonic()):
+            return False
+        last = time.monotonic() + _SETTLE_AT_MOST_SECONDS
+        while time.monotonic() < last and self._ready(_SETTLE_SECONDS):
+            pass
+        return True
+
+    def _ready(self, seconds: float) -> bool:
+        ready = [descriptor for descriptor, _ in self._poll.poll(max(0.0, seconds) * 1000)]
+        if self._notice.fileno() in ready:
+            self._notice.drain()
+        if self._reconciler.desired.fileno() in ready:
+            self._reconciler.desired.drain()
+        if self._rules in ready:
+            self._reconciler.programming.check()
+        return bool(ready)

@@ -1,0 +1,111 @@
+"""What a node's links, addresses and routes say: its interfaces, and what of it is already in use.
+
+Pure values and questions about them. Reading and changing the kernel is `rtnetlink`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+from lbless_api.interfaces import Interface
+from lbless_api.refusal import Taken, on_link_edges
+
+AddressKey = tuple[int, IPv4Address]
+"""A shared address on a link: the link's index, and the address, always as a /32."""
+
+GroupKey = tuple[int, str]
+"""A link-layer group that a link has joined: the link's index, and the MAC in lower case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network device. `ethernet` only where frames have MACs and ARP finds them."""
+
+    index: int
+    name: str
+    mac: str
+    ethernet: bool
+    carrier: bool
+    kind: str = ""
+    enslaved: bool = False
+    arp_announce: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An IPv4 address of a link. `deprecated`: never chosen as a source, as shared ones must not be."""
+
+    index: int
+    ip: IPv4Address
+    prefix_length: int
+    deprecated: bool = False
+
+    @property
+    def interface(self) -> IPv4Interface:
+        """The address with its prefix length."""
+        return IPv4Interface((self.ip, self.prefix_length))
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """All of a node's links by index, their addresses, the gateways of the main table, joined groups."""
+
+    links: Mapping[int, Link] = field(default_factory=dict)
+    addresses: tuple[Address, ...] = ()
+    gateways: frozenset[tuple[int, IPv4Address]] = frozenset()
+    groups: frozenset[GroupKey] = frozenset()
+
+    def as_shared(self) -> dict[AddressKey, Address]:
+        """The addresses that have the form of shared ones: a /32."""
+        return {(a.index, a.ip): a for a in self.addresses if a.prefix_length == 32}
+
+
+def interfaces(
+    network: Network, shared: Iterable[AddressKey], incarnations: Mapping[str, int]
+) -> tuple[Interface, ...]:
+    """Return the interfaces that can carry a shared address, by name, without the shared ones on them.
+
+    Left out, unless it has an on-link prefix: a port of a bridge or bond, because the bridge or bond is
+    the interface; and a veth, because it is a pod's other end (network plugins give it no address or a
+    /32), and there may be hundreds.
+    """
+    ours = set(shared)
+    found = []
+    for link in network.links.values():
+        own = tuple(
+            a.interface
+            for a in network.addresses
+            if a.index == link.index and not (a.prefix_length == 32 and (a.index, a.ip) in ours)
+        )
+        on_link = any(a.network.prefixlen < 32 for a in own)
+        if link.ethernet and (on_link or not (link.enslaved or link.kind == "veth")):
+            found.append(
+                Interface(
+                    name=link.name,
+                    mac=link.mac,
+                    addresses=own,
+                    gateways=tuple(sorted(ip for index, ip in network.gateways if index == link.index)),
+                    carrier=link.carrier,
+                    incarnation=incarnations.get(link.name, 0),
+                )
+            )
+    return tuple(sorted(found, key=lambda i: i.name))
+
+
+def taken(network: Network, shared: Iterable[AddressKey], pod_cidrs: Iterable[IPv4Network]) -> Taken:
+    """Return what the node knows to be in use: its own addresses on any link, gateways, pod ranges."""
+    ours = set(shared)
+    own = [a for a in network.addresses if not (a.prefix_length == 32 and (a.index, a.ip) in ours)]
+    holders = on_link_edges(a.interface.network for a in own)
+    for index, gateway in network.gateways:
+        holders[gateway] = f"a gateway of this node on {_name(network, index)}"
+    for address in own:
+        holders[address.ip] = f"this node ({address.interface} on {_name(network, address.index)})"
+    return Taken(holders, dict.fromkeys(pod_cidrs, "this node's pod range"))
+
+
+def _name(network: Network, index: int) -> str:
+    link = network.links.get(index)
+    return link.name if link else f"interface {index}"

@@ -1,0 +1,264 @@
+"""One pass from the state directory to the kernel: read, decide, act, and say what came of it.
+
+Owns the order of the acts: filter before address, and on removal address before filter. Each part of a
+pass is its own module's; when one is due is the loop's.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from lbless_api.clusterip import ClusterIP
+from lbless_api.interfaces import Interface
+from lbless_api.node import Outstanding
+from lbless_api.state import APPLIED, DESIRED
+from lbless_nodeagent import files
+from lbless_nodeagent.dataplane.addresses import Addresses, Settled
+from lbless_nodeagent.dataplane.announce import Announcements
+from lbless_nodeagent.dataplane.decide import Decision, decide, failure, in_force
+from lbless_nodeagent.dataplane.desired import Desired, DesiredDirectory
+from lbless_nodeagent.dataplane.engine import Engine, EngineError, Vip
+from lbless_nodeagent.dataplane.identity import with_interfaces
+from lbless_nodeagent.dataplane.journal import Place
+from lbless_nodeagent.dataplane.lastgood import LastGood
+from lbless_nodeagent.dataplane.network import interfaces, taken
+from lbless_nodeagent.dataplane.programming import Programming
+from lbless_nodeagent.dataplane.rtnetlink import LinkError, Rtnetlink
+from lbless_nodeagent.dataplane.statefiles import IdentityFile, JournalFile
+
+RETRY_SECONDS = 1.0
+
+_LOG = logging.getLogger(__name__)
+
+Vips = Mapping[IPv4Address, Vip]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What is in the kernel after a pass, and what is not and why. `retry_at`: pass again then."""
+
+    applied: Mapping[str, int] = field(default_factory=dict)
+    failures: Mapping[str, Outstanding] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    interfaces: tuple[Interface, ...] = ()
+    retry_at: float | None = None
+
+
+class Reconciler:
+    """The state directory and the kernel of one node."""
+
+    def __init__(self, node: str, directory: Path, engine: Engine, boot_id: str) -> None:
+        """Read what an earlier process left; raises EngineError, LinkError."""
+        self._node = node
+        self._boot_id = boot_id
+        self.desired = DesiredDirectory(directory / DESIRED, boot_id)
+        self._last_good = LastGood(directory / APPLIED)
+        self._journal = JournalFile(directory, boot_id)
+        self._identity = IdentityFile(directory)
+        self._links = Rtnetlink()
+        self._addresses = Addresses(self._links, self._journal)
+        self._announcements = Announcements()
+        self.programming = Programming(engine)
+        # Of the tables' addresses those that no file explains; see _unexplained.
+        self._orphans: Vips = self.programming.installed
+        for fault in (*self._last_good.problems, self._journal.fault, self._identity.fault):
+            if fault:
+                _LOG.warning("%s", fault)
+        self._addresses.refresh()
+        self._addresses.adopt(self._places(self._orphans.values()))
+
+    def run_pass(self, *, thorough: bool = False) -> Outcome:
+        """Bring the kernel to the desired state. `thorough`: believe nothing that was read before."""
+        if thorough:
+            self.desired.forget()
+        self.programming.check(audit=thorough)
+        try:
+            self._addresses.refresh()
+            return self._pass()
+        except LinkError as error:
+            return Outcome(problems=(str(error),), retry_at=time.monotonic() + RETRY_SECONDS)
+
+    def remove(self) -> tuple[str, ...]:
+        """Take all of ours out of the kernel, and return a sentence for each thing that stayed."""
+        problems: list[str] = []
+        try:
+            self._addresses.refresh()
+            settled = self._addresses.settle([])
+            problems += settled.problems
+        except LinkError as error:
+            problems.append(str(error))
+        try:
+            self.programming.remove()
+        except EngineError as error:
+            problems.append(str(error))
+        try:
+            for uid in list(self._last_good.clusterips()):
+                self._last_good.drop(uid)
+            if not problems:
+                self._journal.remove()
+        except files.UnwritableError as error:
+            problems.append(str(error))
+        return tuple(problems)
+
+    def close(self) -> None:
+        """Let go of descriptors; the kernel keeps what it holds."""
+        self.desired.close()
+        self._links.close()
+
+    def _pass(self) -> Outcome:
+        desired = self.desired.read()
+        found = self._interfaces()
+        documents = {uid: document.clusterip for uid, document in desired.documents.items()}
+        counted = in_force(
+            documents, self._last_good.clusterips(), unusable=desired.faults, complete=desired.complete
+        )
+        pod_cidrs = self._pod_cidrs(desired)
+        in_use = taken(self._addresses.network, self._addresses.shared, pod_cidrs)
+        decision = decide(self._node, counted.values(), found, in_use, self.programming.refusal)
+        wanted = {vip.ip: vip for vip in decision.vips.values()}
+        orphans = self._unexplained(desired, counted)
+        problems = self._keep(decision, desired)
+        settled, refused = self._act({**wanted, **orphans}, pod_cidrs)
+        failures = self._failures(decision, desired, counted, settled, refused)
+        problems += self._drop(decision, desired, counted)
+        problems += [p for p in (self._journal.problem, self._identity.problem) if p]
+        if orphans:
+            problems.append(
+                f"{len(orphans)} addresses that no state file names are kept as an earlier run left them, "
+                f"until sync has listed all ClusterIPs."
+            )
+        return Outcome(
+            applied=self._applied(decision, counted, failures),
+            failures=failures,
+            problems=(*desired.problems, *problems, *settled.problems),
+            interfaces=found,
+            retry_at=self._retry_at(troubled=bool(problems or settled.problems or settled.faults)),
+        )
+
+    def _act(
+        self, wanted: Vips, local_sources: frozenset[IPv4Network]
+    ) -> tuple[Settled, dict[IPv4Address, str]]:
+        now = time.monotonic()
+        held = self._places(vip for ip, vip in self.programming.installed.items() if ip in wanted)
+        self._addresses.intend([*self._places(wanted.values()), *held])
+        self._addresses.withdraw(wanted)
+        refused = self.programming.program(wanted, local_sources, now)
+        # Only an address that has its rules may be on a link: without them it would answer every packet.
+        places = self._places(vip for ip, vip in self.programming.installed.items() if ip in wanted)
+        settled = self._addresses.settle(places)
+        self._announcements.begin(settled.new, now)
+        self._announcements.send(places, self._addresses.network, now)
+        return settled, refused
+
+    def _interfaces(self) -> tuple[Interface, ...]:
+        network, shared = self._addresses.network, self._addresses.shared
+        names = [interface.name for interface in interfaces(network, shared, {})]
+        unix_ms = time.time_ns() // 1_000_000
+        self._identity.write(with_interfaces(self._identity.identity, names, self._boot_id, unix_ms))
+        return interfaces(network, shared, self._identity.identity.numbers())
+
+    def _pod_cidrs(self, desired: Desired) -> frozenset[IPv4Network]:
+        """Those that are written, or while they cannot be read those that the rules have."""
+        return frozenset(desired.node.pod_cidrs) if desired.node else self.programming.local_sources
+
+    def _unexplained(self, desired: Desired, counted: Mapping[str, ClusterIP]) -> Vips:
+        """The Vips of the tables that no file explains, as long as a file may be missing.
+
+        So a state directory that was lost disturbs nothing until sync has written all of it again.
+        """
+        explained = desired.faults.keys() <= counted.keys()
+        if desired.complete and explained:
+            self._orphans = {}
+        known = {clusterip.spec.ip for clusterip in counted.values()}
+        return {ip: vip for ip, vip in self._orphans.items() if ip not in known}
+
+    def _keep(self, decision: Decision, desired: Desired) -> list[str]:
+        """Write down the last good states before the kernel is touched; return what was not possible."""
+        problems = []
+        for uid, vip in decision.vips.items():
+            if uid in desired.documents:
+                try:
+                    self._last_good.keep(desired.documents[uid], vip.interface)
+                except files.UnwritableError as error:
+                    problems.append(str(error))
+        return problems[:1]  # one disk, one problem
+
+    def _drop(self, decision: Decision, desired: Desired, counted: Mapping[str, ClusterIP]) -> list[str]:
+        """Forget the last good states of which nothing is left in the kernel."""
+        problems = []
+        taken_over = {vip.ip for vip in decision.vips.values()}
+        for uid, clusterip in list(self._last_good.clusterips().items()):
+            # One that is in force without a good file is all that is known of it: it stays.
+            if uid in decision.vips or (uid in counted and uid not in desired.documents):
+                continue
+            ip = clusterip.spec.ip
+            if ip in taken_over or not (self._addresses.left(ip) or ip in self.programming.installed):
+                try:
+                    self._last_good.drop(uid)
+                except files.UnwritableError as error:
+                    problems.append(str(error))
+            else:
+                problems.append(f"{ip} of the former ClusterIP {clusterip.identity.key} is not removed yet.")
+        return problems
+
+    def _failures(
+        self,
+        decision: Decision,
+        desired: Desired,
+        counted: Mapping[str, ClusterIP],
+        settled: Settled,
+        refused: Mapping[IPv4Address, str],
+    ) -> dict[str, Outstanding]:
+        """Each ClusterIP's first fault: its file's, the decision's, the engine's, the link's."""
+        failures: dict[str, Outstanding] = {}
+        for uid, vip in decision.vips.items():
+            for reason, sentence in (
+                ("EngineFailed", refused.get(vip.ip)),
+                ("LinkFailed", settled.faults.get(vip.ip)),
+            ):
+                if sentence:
+                    failures.setdefault(uid, failure(counted[uid], reason, sentence))
+        failures |= decision.failures
+        for uid, fault in desired.faults.items():
+            known = counted.get(uid)
+            failures[uid] = Outstanding(
+                uid,
+                fault.clusterip or (known.identity.key if known else ""),
+                fault.epoch or (known.epoch if known else 0),
+                fault.reason,
+                fault.message + (" Its last good state stays in force." if known else ""),
+            )
+        return failures
+
+    def _applied(
+        self, decision: Decision, counted: Mapping[str, ClusterIP], failures: Mapping[str, Outstanding]
+    ) -> dict[str, int]:
+        """The epochs that the kernel has, also those that want nothing here and left nothing here."""
+        applied = {}
+        for uid, clusterip in counted.items():
+            vip = decision.vips.get(uid)
+            if vip:
+                here = self.programming.installed.get(vip.ip) == vip
+                done = here and all(self._addresses.on_link(place) for place in self._places([vip]))
+            else:
+                done = clusterip.epoch > 0 and uid not in self._last_good.clusterips()
+            if done and uid not in failures:
+                applied[uid] = clusterip.epoch
+        return applied
+
+    def _retry_at(self, *, troubled: bool) -> float | None:
+        times = [self.programming.retry_at, self._announcements.next_at]
+        if troubled:
+            times.append(time.monotonic() + RETRY_SECONDS)
+        return min((t for t in times if t is not None), default=None)
+
+    def _places(self, vips: Iterable[Vip]) -> list[Place]:
+        network = self._addresses.network
+        indices = {link.name: link.index for link in network.links.values()}
+        indexed = [(indices.get(vip.interface), vip) for vip in vips]
+        return [Place(index, vip.ip, vip.mac) for index, vip in indexed if index is not None]

@@ -1,0 +1,240 @@
+"""Links, addresses, groups and routes of the kernel over rtnetlink: read them, change them, hear of changes.
+
+Owns the calls and what they mean. Which change is wanted is decided elsewhere; each is idempotent.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from ipaddress import IPv4Address
+from typing import Any, TypeVar
+
+from pyroute2 import IPRoute
+from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, nla, nlmsg
+from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
+from pyroute2.netlink.rtnl import RTM_SETLINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_LINK
+
+from lbless_nodeagent.dataplane.network import Address, AddressKey, GroupKey, Link, Network
+
+T = TypeVar("T")
+
+_ARPHRD_ETHER = 1
+_IFF_NOARP = 0x80
+_IFA_F_DEPRECATED = 0x20
+_NTF_SELF = 0x02
+_MAIN_TABLE = 254
+_UNICAST = 1
+_DUMP_ATTEMPTS = 5
+
+
+class LinkError(Exception):
+    """The kernel refused; the message is one sentence."""
+
+
+class Rtnetlink:
+    """One rtnetlink socket. For one thread, which runs no event loop."""
+
+    def __init__(self) -> None:
+        self._route = IPRoute()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._route.close()
+
+    def read(self) -> Network:
+        """Read all of it; raises LinkError."""
+        try:
+            return self._read()
+        except (OSError, NetlinkError) as error:
+            raise LinkError(
+                f"The links cannot be read from the kernel ({error}): this is tried again."
+            ) from None
+
+    def _read(self) -> Network:
+        return Network(
+            links={link.index: link for link in map(_link, self._dump(self._route.get_links))},
+            addresses=tuple(map(_address, self._dump(lambda: self._route.get_addr(family=socket.AF_INET)))),
+            gateways=frozenset(
+                hop
+                for route in self._dump(
+                    lambda: self._route.get_routes(family=socket.AF_INET, table=_MAIN_TABLE, type=_UNICAST)
+                )
+                for hop in _next_hops(route)
+            ),
+            groups=frozenset(
+                (entry["ifindex"], entry.get("lladdr").lower())
+                for entry in self._dump(lambda: self._route.fdb("dump"))
+                if entry["flags"] & _NTF_SELF and entry.get("lladdr")
+            ),
+        )
+
+    def add_address(self, key: AddressKey) -> None:
+        """Add a shared address: a /32, valid for ever, but deprecated at once so that nothing picks it.
+
+        Raises LinkError, also where the link has the address already.
+        """
+        self._change(f"Address {key[1]} cannot be added", self._address_call("add", key))
+
+    def deprecate_address(self, key: AddressKey) -> None:
+        """Make a shared address that is there deprecated again; raises LinkError."""
+        self._change(f"Address {key[1]} cannot be changed", self._address_call("replace", key))
+
+    def remove_address(self, key: AddressKey) -> None:
+        """Remove a shared address; it may be gone, with or without its link. Raises LinkError."""
+        index, ip = key
+        self._change(
+            f"Address {ip} cannot be removed",
+            lambda: self._route.addr("del", index=index, address=str(ip), prefixlen=32),
+            gone=(errno.EADDRNOTAVAIL, errno.ENODEV),
+        )
+
+    def join_group(self, key: GroupKey) -> None:
+        """Open a link's filter for frames to a multicast MAC; raises LinkError."""
+        self._change(
+            f"The link cannot join group {key[1]}",
+            lambda: self._route.fdb("append", ifindex=key[0], lladdr=key[1]),
+        )
+
+    def leave_group(self, key: GroupKey) -> None:
+        """Close a link's filter again; the group or the link may be gone. Raises LinkError."""
+        self._change(
+            f"The link cannot leave group {key[1]}",
+            lambda: self._route.fdb("del", ifindex=key[0], lladdr=key[1]),
+            gone=(errno.ENOENT, errno.ENODEV, errno.EINVAL),
+        )
+
+    def set_arp_announce(self, setting: tuple[int, int]) -> None:
+        """Set arp_announce of the link with that index to that value; raises LinkError.
+
+        By netlink, because /proc/sys is read-only in a container that has no more than NET_ADMIN.
+        """
+        index, value = setting
+        self._change(
+            f"arp_announce cannot be set to {value}",
+            lambda: self._route.nlm_request_batch([_set_arp_announce(index, value)]),
+        )
+
+    def _address_call(self, command: str, key: AddressKey) -> Callable[[], object]:
+        index, ip = key
+        return lambda: self._route.addr(command, index=index, address=str(ip), prefixlen=32, preferred_lft=0)
+
+    def _change(self, failed: str, call: Callable[[], object], gone: Iterable[int] = ()) -> None:
+        try:
+            call()
+        except NetlinkError as error:
+            if error.code not in gone:
+                raise LinkError(f"{failed}: the kernel says {error.args[1]}.") from None
+
+    def _dump(self, dump: Callable[[], Iterable[T]]) -> list[T]:
+        """A dump during which something changed is incomplete: the kernel says so, and it is repeated."""
+        for _ in range(_DUMP_ATTEMPTS - 1):
+            with suppress(NetlinkDumpInterrupted):
+                return list(dump())
+        return list(dump())
+
+
+class ChangeNotice:
+    """A socket that becomes readable when a link, an IPv4 address or an IPv4 route changes."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+        )
+        self._socket.setblocking(False)
+        self._socket.bind((0, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE))
+
+    def fileno(self) -> int:
+        """For poll()."""
+        return self._socket.fileno()
+
+    def drain(self) -> None:
+        """Forget what was announced: who is woken reads the state itself, so no message is parsed."""
+        while True:
+            try:
+                self._socket.recv(65536)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # More changed than the buffer holds: that something did is all that counts.
+                if error.errno != errno.ENOBUFS:
+                    raise
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+def _link(message: Any) -> Link:
+    settings = message.get_nested("IFLA_AF_SPEC", "AF_INET") or {}
+    return Link(
+        index=message["index"],
+        name=message.get("ifname"),
+        mac=(message.get("address") or "").lower(),
+        ethernet=message["ifi_type"] == _ARPHRD_ETHER and not message["flags"] & _IFF_NOARP,
+        carrier=bool(message.get("carrier")),
+        kind=message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or "",
+        enslaved=bool(message.get("master")),
+        arp_announce=settings.get("arp_announce", 0),
+    )
+
+
+def _address(message: Any) -> Address:
+    return Address(
+        index=message["index"],
+        # On a point-to-point link IFA_ADDRESS is the peer's; IFA_LOCAL is always ours.
+        ip=IPv4Address(message.get("local") or message.get("address")),
+        prefix_length=message["prefixlen"],
+        deprecated=bool((message.get("flags") or 0) & _IFA_F_DEPRECATED),
+    )
+
+
+def _next_hops(message: Any) -> Iterable[tuple[int, IPv4Address]]:
+    hops = message.get("multipath") or [message]
+    for hop in hops:
+        gateway = hop.get("gateway")
+        index = hop.get("oif") if hop is message else hop["oif"]
+        if gateway and index and ":" not in gateway:
+            yield index, IPv4Address(gateway)
+
+
+class _SetLink(nlmsg):  # type: ignore[misc]  # pyroute2 ships no types
+    """RTM_SETLINK with IFLA_AF_SPEC › AF_INET › IFLA_INET_CONF: pyroute2's own class only reads these."""
+
+    prefix = "IFLA_"
+    fields = (
+        ("family", "B"),
+        ("__align", "x"),
+        ("ifi_type", "H"),
+        ("index", "i"),
+        ("flags", "I"),
+        ("change", "I"),
+    )
+    nla_map = ((26, "IFLA_AF_SPEC", "af_spec"),)
+
+    class af_spec(nla):  # type: ignore[misc]  # noqa: N801  # pyroute2 finds the class by this name
+        """Settings by address family."""
+
+        nla_map = ((2, "AF_INET", "inet"),)
+
+        class inet(nla):  # type: ignore[misc]  # noqa: N801
+            """Those of IPv4."""
+
+            nla_map = ((1, "IFLA_INET_CONF", "conf"),)
+
+            class conf(nla):  # type: ignore[misc]  # noqa: N801
+                """Numbered as in the kernel's enum IPV4_DEVCONF."""
+
+                nla_map = ((18, "ARP_ANNOUNCE", "uint32"),)
+
+
+def _set_arp_announce(index: int, value: int) -> nlmsg:
+    message = _SetLink()
+    message["index"] = index
+    conf = {"attrs": [("ARP_ANNOUNCE", value)]}
+    message["attrs"] = [("IFLA_AF_SPEC", {"attrs": [("AF_INET", {"attrs": [("IFLA_INET_CONF", conf)]})]})]
+    message["header"]["type"] = RTM_SETLINK
+    message["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK
+    return message
