@@ -3,23 +3,22 @@
 Owns their start, stop and credentials; the objects that tests write are `objects`'s, the programs `programs`'s.
 """
 
-import base64
 import json
-import os
+import shutil
 import signal
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from lab import audit, kubeconfig
 from lab import programs as lab_programs
 from lab.errors import LabError
 from lab.lan import Lan
 from lab.objects import Objects
-from lab.pki import Authority, Identity
+from lab.pki import MASTERS, Authority
 from lab.programs import Programs
 from lab.progress import Progress
 from lab.rest import Api, ApiError
@@ -28,8 +27,6 @@ API_PORT = 6443
 START_SECONDS = 120
 SERVICE_RANGE = "10.96.0.0/16"
 TOKEN_SECONDS = 24 * 3600
-# Every member may do everything, before any RBAC rule exists.
-MASTERS = "system:masters"
 
 # Not node-lifecycle: without kubelets that renew, it would call every node of the lab unreachable.
 CONTROLLERS = (
@@ -39,30 +36,6 @@ CONTROLLERS = (
     "garbage-collector-controller",
     "endpointslice-controller",
 )
-
-# Requests of the programs under test, by service account; not what tests and controllers ask.
-AUDIT_POLICY = {
-    "apiVersion": "audit.k8s.io/v1",
-    "kind": "Policy",
-    "omitStages": ["RequestReceived", "ResponseStarted"],
-    "rules": [
-        {"level": "None", "userGroups": [MASTERS]},
-        {"level": "None", "users": ["system:apiserver"]},
-        {"level": "Metadata"},
-    ],
-}
-
-
-@dataclass(frozen=True)
-class Request:
-    """A finished request of a service account, as the API server's audit log has it; `code` is the HTTP status."""
-
-    user: str
-    verb: str
-    resource: str
-    namespace: str
-    name: str
-    code: int
 
 
 class ControlPlane(Objects):
@@ -131,8 +104,8 @@ class ControlPlane(Objects):
     ) -> Path:
         """Write a kubeconfig with a token of the account and return its path.
 
-        It is for use on the lab's hosts, or (`outside`) on this machine, out of their namespaces. With `bound_node` the token names that Node and dies with it. Raises ApiError if the account or the Node does
-        not exist.
+        It is for use on the lab's hosts, or (`outside`) on this machine, out of their namespaces. With `bound_node`
+        the token names that Node and dies with it. Raises ApiError if the account or the Node does not exist.
         """
         spec: dict[str, Any] = {"expirationSeconds": TOKEN_SECONDS}
         if bound_node is not None:
@@ -148,7 +121,7 @@ class ControlPlane(Objects):
         )
         path = self._directory / f"{label}.kubeconfig"
         server = self._outside_url if outside else self.url
-        return self._write_kubeconfig(path, server, {"token": answer["status"]["token"]})
+        return kubeconfig.with_token(path, server, self._authority, answer["status"]["token"])
 
     def kubectl(
         self, *arguments: str, check: bool = True, stdin: str = "", timeout: float = 60
@@ -188,12 +161,9 @@ class ControlPlane(Objects):
         """Make one request as administrator and return the parsed answer. Raises ApiError (with `status`)."""
         return self._api.request(method, path, body, content_type=content_type)
 
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[audit.Request]:
         """Return the finished requests of service accounts so far; a watch counts when it has ended."""
-        log = self._directory / "audit.log"
-        # The last line may be half written.
-        lines = log.read_text().rpartition("\n")[0].splitlines() if log.exists() else []
-        return [_request(json.loads(line)) for line in lines]
+        return audit.read(self._directory / "audit.log")
 
     @property
     def _found(self) -> Programs:
@@ -204,6 +174,8 @@ class ControlPlane(Objects):
     def _set_up(self) -> None:
         _ = self._found
         self._progress.say("starting etcd, kube-apiserver and kube-controller-manager")
+        # What an earlier control plane on this LAN has left.
+        shutil.rmtree(self._directory, ignore_errors=True)
         self._directory.mkdir(mode=0o700)
         self._make_credentials()
         self._start_etcd()
@@ -234,12 +206,14 @@ class ControlPlane(Objects):
         relayed = self._listener.getsockname()[1]
         self._api = Api("127.0.0.1", relayed, self._authority, administrator)
         self._outside_url = f"https://127.0.0.1:{relayed}"
-        self._write_kubeconfig(self.kubeconfig, self._outside_url, _certificate(administrator))
-        self._write_kubeconfig(self._directory / "inside.kubeconfig", self.url, _certificate(administrator))
-        self._write_kubeconfig(
-            self._directory / "controller-manager.kubeconfig", self.url, _certificate(controllers)
-        )
-        (self._directory / "audit-policy.json").write_text(json.dumps(AUDIT_POLICY))
+        for name, server, identity in (
+            ("admin", self._outside_url, administrator),
+            ("inside", self.url, administrator),
+            ("controller-manager", self.url, controllers),
+        ):
+            path = self._directory / f"{name}.kubeconfig"
+            kubeconfig.with_certificate(path, server, self._authority, identity)
+        (self._directory / "audit-policy.json").write_text(json.dumps(audit.POLICY))
 
     def _start_etcd(self) -> None:
         self._start(
@@ -345,45 +319,3 @@ class ControlPlane(Objects):
                     f"{name} ended with exit code {process.returncode}: {said[-1]} (its log is {log})"
                 )
         return False
-
-    def _write_kubeconfig(self, path: Path, server: str, credentials: Mapping[str, str]) -> Path:
-        config = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [
-                {
-                    "name": "lab",
-                    "cluster": {"server": server, "certificate-authority-data": _encoded(self._authority)},
-                }
-            ],
-            "users": [{"name": "lab", "user": dict(credentials)}],
-            "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
-            "current-context": "lab",
-        }
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
-            json.dump(config, stream)
-        return path
-
-
-def _certificate(identity: Identity) -> dict[str, str]:
-    return {
-        "client-certificate-data": _encoded(identity.certificate),
-        "client-key-data": _encoded(identity.key),
-    }
-
-
-def _encoded(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode()
-
-
-def _request(event: Mapping[str, Any]) -> Request:
-    reference = event.get("objectRef", {})
-    parts = [reference.get("resource", event["requestURI"]), reference.get("subresource", "")]
-    return Request(
-        user=event["user"]["username"],
-        verb=event["verb"],
-        resource="/".join(part for part in parts if part),
-        namespace=reference.get("namespace", ""),
-        name=reference.get("name", ""),
-        code=event.get("responseStatus", {}).get("code", 0),
-    )

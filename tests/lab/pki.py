@@ -14,6 +14,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 # Longer than any lab stands, even one that is kept.
 VALID = datetime.timedelta(days=30)
+# The group whose members Kubernetes lets do everything, before any RBAC rule exists.
+MASTERS = "system:masters"
 
 
 @dataclass(frozen=True)

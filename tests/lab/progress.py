@@ -3,6 +3,7 @@
 It never decides anything and owns no state of the lab.
 """
 
+import io
 import sys
 import time
 from collections.abc import Callable
@@ -62,6 +63,5 @@ class Progress:
 class Silence(Progress):
     """Progress that nobody reads: for callers with an own way to report, and for tests of quick things."""
 
-    def say(self, text: str) -> None:
-        """Drop the line."""
-        self._spoken = time.monotonic()
+    def __init__(self) -> None:
+        super().__init__(io.StringIO())

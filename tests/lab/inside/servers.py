@@ -14,6 +14,9 @@ import struct
 IP_PKTINFO = 8
 PKTINFO = struct.Struct("@i4s4s")
 BACKLOG = 4096
+# A FIN sent at once can overtake, by way of another processor, the ACK that the kernel owes the client's FIN. The
+# client, having seen both, answers that late ACK, and no socket is left to take it: a RST that is nobody's fault.
+LINGER_SECONDS = 0.05
 DATAGRAM_BUFFER = 8 * 1024 * 1024
 
 
@@ -36,6 +39,7 @@ async def serve(node: str, tcp_ports: list[int], udp_ports: list[int]) -> None:
             writer.write(line)
             while await reader.readline():
                 writer.write(line)
+            await asyncio.sleep(LINGER_SECONDS)
         except ConnectionError:
             pass  # the client's end to tell, not the server's
         finally:

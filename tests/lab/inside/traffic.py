@@ -8,10 +8,13 @@ answers, error], in the order in which they ended.
 import asyncio
 import json
 import os
+import resource
 import socket
 import struct
 import sys
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from select import select
@@ -50,6 +53,8 @@ class Outcome:
 def main() -> None:
     """Read the plan, carry it out, write the outcomes."""
     fields = json.load(sys.stdin)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     plan = Plan(**{**fields, "attempts": [tuple(attempt) for attempt in fields["attempts"]]})
     outcomes = echo(plan) if plan.protocol == "icmp" else asyncio.run(ask(plan))
     for outcome in outcomes:
@@ -60,45 +65,60 @@ async def ask(plan: Plan) -> list[Outcome]:
     """Make TCP connections or send datagrams, `parallel` at a time."""
     waiting = iter(plan.attempts)
     outcomes: list[Outcome] = []
+    converse = _connect if plan.protocol == "tcp" else _send
+    # Sockets stay open to the end, so that no port is used twice and a second answer finds no closed one.
+    with ExitStack() as sockets:
 
-    async def work() -> None:
-        for attempt in waiting:
-            outcomes.append(await _ask_once(plan, attempt))
+        async def work() -> None:
+            for attempt in waiting:
+                kind = socket.SOCK_STREAM if plan.protocol == "tcp" else socket.SOCK_DGRAM
+                connection = sockets.enter_context(socket.socket(socket.AF_INET, kind))
+                outcomes.append(await _ask_once(plan, attempt, connection, converse))
 
-    await asyncio.gather(*(work() for _ in range(plan.parallel)))
+        await asyncio.gather(*(work() for _ in range(plan.parallel)))
     return outcomes
 
 
-async def _ask_once(plan: Plan, attempt: Attempt) -> Outcome:
+async def _ask_once(
+    plan: Plan,
+    attempt: Attempt,
+    connection: socket.socket,
+    converse: Callable[[socket.socket, Plan, bytearray], Awaitable[None]],
+) -> Outcome:
     source, port, sequence = attempt
-    kind = socket.SOCK_STREAM if plan.protocol == "tcp" else socket.SOCK_DGRAM
-    node, error = None, None
-    with socket.socket(socket.AF_INET, kind) as connection:
-        connection.setblocking(False)
-        try:
-            connection.bind((source, port))
-            port = connection.getsockname()[1]
-            async with asyncio.timeout(plan.timeout_seconds):
-                line = await _first_line(connection, plan)
-            node = json.loads(line)["node"] if line else None
-            error = None if line else "closed without an answer"
-        except TimeoutError:
-            error = "timeout"
-        except OSError as failure:
-            error = os.strerror(failure.errno or 0)
+    said, error = bytearray(), None
+    connection.setblocking(False)
+    try:
+        connection.bind((source, port))
+        port = connection.getsockname()[1]
+        async with asyncio.timeout(plan.timeout_seconds):
+            await converse(connection, plan, said)
+    except TimeoutError:
+        error = "timeout"
+    except OSError as failure:
+        error = os.strerror(failure.errno or 0)
+    node = json.loads(said)["node"] if said.endswith(b"\n") else None
+    if node is None and error is None:
+        error = "closed without an answer"
     return Outcome(source, port, sequence, node, int(node is not None), error)
 
 
-async def _first_line(connection: socket.socket, plan: Plan) -> bytes:
-    """Return the server's first line; having read it, closing sends a FIN and not a RST."""
+async def _connect(connection: socket.socket, plan: Plan, said: bytearray) -> None:
+    """Take what the server says; end when both sides have closed, so that nothing is left in flight."""
     loop = asyncio.get_running_loop()
     await loop.sock_connect(connection, (plan.address, plan.port))
-    if plan.protocol == "udp":
-        await loop.sock_sendall(connection, b"?\n")
-    line = b""
-    while not line.endswith(b"\n") and (more := await loop.sock_recv(connection, 2048)):
-        line += more
-    return line
+    while more := await loop.sock_recv(connection, 2048):
+        said += more
+        if said.endswith(b"\n"):
+            connection.shutdown(socket.SHUT_WR)
+
+
+async def _send(connection: socket.socket, plan: Plan, said: bytearray) -> None:
+    """Send one datagram and take the first answer."""
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(connection, (plan.address, plan.port))
+    await loop.sock_sendall(connection, b"?\n")
+    said += await loop.sock_recv(connection, 2048)
 
 
 def echo(plan: Plan) -> list[Outcome]:
