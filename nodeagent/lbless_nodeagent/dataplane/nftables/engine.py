@@ -1,0 +1,241 @@
+"""The nftables engine: keeps the kernel's tables equal to what is wanted, and knows when they are not.
+
+Owns the order of reading, comparing, writing and sealing. Rules, elements and their order are pure and
+next door: `rules`, `footprint`, `transactions`.
+"""
+
+import logging
+import subprocess
+import sys
+from collections.abc import Mapping
+
+from lbless_api.hashing import MAX_BUCKETS, HashFunction, HashMode
+from lbless_api.node import EngineReport
+from lbless_nodeagent.dataplane.engine import NOTHING, Capabilities, EngineError, Vip, Wanted
+from lbless_nodeagent.dataplane.nftables import probe, readback, transactions
+from lbless_nodeagent.dataplane.nftables.footprint import vip as vip_of
+from lbless_nodeagent.dataplane.nftables.library import Library
+from lbless_nodeagent.dataplane.nftables.monitor import Monitor
+from lbless_nodeagent.dataplane.nftables.names import Family, valid_interface
+from lbless_nodeagent.dataplane.nftables.netlink import Reader
+from lbless_nodeagent.dataplane.nftables.transactions import MAX_ELEMENTS, Held
+
+_LOG = logging.getLogger(__name__)
+
+CAPABILITIES = Capabilities(
+    functions=frozenset(HashFunction),
+    modes=frozenset(HashMode),
+    max_buckets=MAX_BUCKETS,
+    min_prefix_length=1,
+    ports=True,
+)
+_ATTEMPTS = 3
+_PROBE_SECONDS = 60
+
+
+class _Connection:
+    """What the engine talks through. The monitor is older than anything that is read."""
+
+    def __init__(self) -> None:
+        """Raises EngineError where nftables or the permission is missing."""
+        # First, as it fails with a sentence where libnftables would end the process.
+        self.reader = Reader()
+        try:
+            self.monitor = Monitor()
+            try:
+                self.library = Library()
+            except BaseException:
+                self.monitor.close()
+                raise
+        except BaseException:
+            self.reader.close()
+            raise
+
+    def close(self) -> None:
+        self.monitor.close()
+        self.reader.close()
+
+
+class NftablesEngine:
+    """The `Engine` of nftables. Opens nothing before it is used."""
+
+    name = "nftables"
+
+    def __init__(self, max_elements: int = MAX_ELEMENTS) -> None:
+        """`max_elements` is how many elements a transaction may have."""
+        self._max_elements = max_elements
+        self._connection: _Connection | None = None
+        self._held: Held | None = None  # what the kernel holds, unless in doubt; None: not known
+        self._doubt = False
+        self._goal: Held | None = None  # what was last applied, and the Held it comes to
+        self._wanted = NOTHING
+
+    def capabilities(self) -> Capabilities:
+        """What it can do."""
+        return CAPABILITIES
+
+    def refusal(self, vip: Vip) -> str | None:
+        """Return one sentence why `vip` cannot be had here, or None. Touches no kernel."""
+        if not valid_interface(vip.interface):
+            return (
+                f"{vip.ip}: interface {vip.interface!r} cannot be written in a rule: "
+                f"rename it to letters, digits and _ . @ + - only."
+            )
+        if not vip.owned.issubset(type(vip.owned).full(vip.hash.buckets)):
+            return (
+                f"{vip.ip}: buckets {vip.owned} are not all below {vip.hash.buckets}: correct the assignment."
+            )
+        return CAPABILITIES.refusal(self.name, vip)
+
+    def probe(self) -> EngineReport:
+        """Try everything that is needed, leave nothing behind, and say what is missing. Never raises.
+
+        In a process of its own, as some versions of libnftables answer with a crash.
+        """
+        command = [sys.executable, "-m", probe.__name__]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return EngineReport(self.name, False, f"nftables could not be tried: {error}.")
+        if done.returncode == 0:
+            return EngineReport(self.name, True)
+        if done.returncode == probe.MISSING:
+            return EngineReport(self.name, False, done.stdout.strip())
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return EngineReport(
+            self.name,
+            False,
+            f"Trying nftables ended with status {done.returncode} ({last[:200]}): use another version of libnftables.",
+        )
+
+    def apply(self, wanted: Wanted) -> None:
+        """Bring the kernel from whatever it holds to `wanted`; see `Engine.apply`."""
+        self._check(wanted)
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                self._refresh()
+                self._bring(wanted)
+            except EngineError as error:
+                # Somebody may have changed what was just read: a second look decides.
+                self._held = None
+                if attempt == _ATTEMPTS:
+                    raise
+                _LOG.debug("Applying the rules is tried again: %s", error)
+                continue
+            if self.verify():
+                return
+        raise EngineError(
+            "Another program changes lbless's tables while they are written: see with `nft monitor` which it is."
+        )
+
+    def verify(self) -> bool:
+        """Whether the kernel still holds what was last applied; costs a read of the notifications."""
+        if self._goal is None:
+            return False
+        return self._refresh() == self._goal
+
+    def audit(self) -> bool:
+        """As `verify`, with everything read back."""
+        self._doubt = True
+        return self.verify()
+
+    def remove(self) -> None:
+        """Leave nothing of the engine's in the kernel, also of other versions of it."""
+        connection = self._connect()
+        self._held = self._goal = None
+        tables = readback.tables_of_ours(connection.reader)
+        if tables:
+            self._commit("".join(f"add table {table}\ndelete table {table}\n" for table in tables))
+
+    def installed(self) -> Wanted | None:
+        """What the kernel holds, read back; see `Engine.installed`."""
+        held = self._refresh()
+        if Family.IP not in held.tables:
+            return None
+        vips = {
+            ip: vip for ip, vip in ((ip, vip_of(ip, found)) for ip, found in held.footprints.items()) if vip
+        }
+        return Wanted(vips=vips, local_sources=held.local_sources)
+
+    def counters(self) -> Mapping[str, int]:
+        """How many packets met each end since the rules were built, by name."""
+        return readback.read_counters(self._connect().reader)
+
+    def fileno(self) -> int | None:
+        """A descriptor that becomes readable when somebody changes nftables; None where it cannot work."""
+        try:
+            return self._connect().monitor.fileno()
+        except EngineError as error:
+            _LOG.debug("There are no notifications of changed rules: %s", error)
+            return None
+
+    def close(self) -> None:
+        """Let go of descriptors; the kernel keeps what it holds."""
+        if self._connection:
+            self._connection.close()
+        self._connection = self._held = self._goal = None
+
+    def _connect(self) -> _Connection:
+        if self._connection is None:
+            self._connection = _Connection()
+        return self._connection
+
+    def _check(self, wanted: Wanted) -> None:
+        for ip, vip in wanted.vips.items():
+            if self._wanted.vips.get(ip) is vip:
+                continue
+            if vip.ip != ip:
+                raise EngineError(
+                    f"{ip} is wanted with the rules of {vip.ip}, which is a fault of lbless's own."
+                )
+            refused = self.refusal(vip)
+            if refused:
+                raise EngineError(refused)
+
+    def _refresh(self) -> Held:
+        """Return what the kernel holds, read back only if that is not known for sure."""
+        connection = self._connect()
+        touched, lost = connection.monitor.drain()
+        self._doubt |= touched or lost
+        if self._held is None or self._doubt:
+            found = readback.read(connection.reader)
+            self._doubt = False
+            if found != self._held:  # if equal, the old one: to be the very same makes later comparison quick
+                self._held = self._goal if found == self._goal else found
+        assert self._held is not None  # noqa: S101 - for the type checker
+        return self._held
+
+    def _bring(self, wanted: Wanted) -> None:
+        held = self._refresh()
+        goal = transactions.target(wanted, self._wanted, self._goal)
+        restructured: set[Family] = set()
+        for transaction in transactions.transactions(held, goal, self._max_elements):
+            self._held = None  # until the last one is done, nobody knows
+            self._commit(transaction.text)
+            restructured |= transaction.restructured
+        if restructured:
+            self._held = None
+            self._seal(restructured)
+        self._held = self._goal = goal
+        self._wanted = wanted
+
+    def _seal(self, families: set[Family]) -> None:
+        reader = self._connect().reader
+        structures = {family: readback.read_structure(reader, family) for family in sorted(families)}
+        self._commit("".join(transactions.seal(f, s.digest) for f, s in structures.items() if s))
+
+    def _commit(self, text: str) -> None:
+        """Run one transaction, and take its own notifications for what they are."""
+        connection = self._connect()
+        before = connection.reader.generation()
+        try:
+            connection.library.run(text)
+        finally:
+            after = connection.reader.generation()
+            # If somebody else committed meanwhile, which one is ours cannot be told: all is read back then.
+            own = (after,) if after == (before + 1 & 0xFFFFFFFF or 1) else ()
+            touched, lost = connection.monitor.drain(own)
+            # Lost were only our own, if nothing else has happened to this moment.
+            self._doubt |= touched or (lost and not (own and connection.reader.generation() == after))

@@ -1,0 +1,99 @@
+"""What one shared address has in the kernel: set elements only. Pure.
+
+A Footprint can also say what a Vip cannot: the half of one that an interrupted change left. How a Vip
+is laid out is decided here, in both directions; in which order a change is made is `transactions`'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+
+from lbless_api.buckets import BucketSet
+from lbless_api.clusterip import HashParameters, PortRange, Protocol
+from lbless_nodeagent.dataplane.engine import Vip
+from lbless_nodeagent.dataplane.nftables.names import (
+    MACS,
+    PORT_RANGES,
+    PORTS,
+    SHARED,
+    VIPS,
+    Family,
+    entry_chain,
+    group_of_entry,
+)
+
+PROTOCOL_NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SetName:
+    """A named set or map of one of the tables."""
+
+    family: Family
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """The elements of one address.
+
+    `entries` are pairs of the interface and the chain that its packets go to; `arp_interfaces` those on
+    which ARP for it is answered. An address that is `shared` without an entry is dropped everywhere.
+    """
+
+    shared: bool = False
+    entries: frozenset[tuple[str, str]] = frozenset()
+    ports: frozenset[PortRange] = frozenset()
+    owned: Mapping[HashParameters, BucketSet] = field(default_factory=dict)
+    arp_shared: bool = False
+    arp_interfaces: frozenset[str] = frozenset()
+    mac: str | None = None
+
+
+ABSENT = Footprint()
+
+
+def footprint(vip: Vip) -> Footprint:
+    """What `vip` has in the kernel when it is complete."""
+    return Footprint(
+        shared=True,
+        entries=frozenset({(vip.interface, entry_chain(vip.hash, with_ports=vip.ports is not None))}),
+        ports=frozenset(vip.ports or ()),
+        owned={vip.hash: vip.owned} if vip.owned else {},
+        arp_shared=True,
+        arp_interfaces=frozenset({vip.interface}),
+        mac=vip.mac,
+    )
+
+
+def vip(ip: IPv4Address, found: Footprint) -> Vip | None:
+    """The Vip of which `found` is the footprint; None if it is that of none, as after an interruption."""
+    if len(found.entries) != 1 or found.mac is None:
+        return None
+    ((interface, chain),) = found.entries
+    entry = group_of_entry(chain)
+    if entry is None:
+        return None
+    group, with_ports = entry
+    ports = tuple(sorted(found.ports)) if with_ports else None
+    complete = Vip(ip, interface, found.mac, group, ports, found.owned.get(group, BucketSet()))
+    return complete if footprint(complete) == found else None
+
+
+def elements(ip: IPv4Address, found: Footprint) -> dict[SetName, frozenset[str]]:
+    """All but the buckets, each element as nft writes it; maps with their values."""
+    ports = {f"{ip} . {PROTOCOL_NUMBERS[p.protocol]} . {p.first}" for p in found.ports if p.first == p.last}
+    ranges = {
+        f"{ip} . {PROTOCOL_NUMBERS[p.protocol]} . {p.first}-{p.last}" for p in found.ports if p.first < p.last
+    }
+    return {
+        SetName(Family.IP, SHARED): frozenset({str(ip)} if found.shared else ()),
+        SetName(Family.IP, VIPS): frozenset(f'"{i}" . {ip} : goto {chain}' for i, chain in found.entries),
+        SetName(Family.IP, PORTS): frozenset(ports),
+        SetName(Family.IP, PORT_RANGES): frozenset(ranges),
+        SetName(Family.ARP, SHARED): frozenset({str(ip)} if found.arp_shared else ()),
+        SetName(Family.ARP, VIPS): frozenset(f'"{i}" . {ip}' for i in found.arp_interfaces),
+        SetName(Family.NETDEV, MACS): frozenset({f"{ip} : {found.mac}"} if found.mac else ()),
+    }

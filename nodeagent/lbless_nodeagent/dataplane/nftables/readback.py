@@ -1,0 +1,306 @@
+"""What the kernel holds of ours, read back: each table's structure with its seal, and all elements.
+
+A table is kept only if its structure is exactly what was sealed; otherwise it counts as absent, and
+whoever applies replaces it. Opens nothing, writes nothing.
+"""
+
+import struct
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from ipaddress import IPv4Address, IPv4Network, summarize_address_range
+
+from lbless_api.buckets import BucketSet
+from lbless_api.clusterip import HashParameters, PortRange
+from lbless_nodeagent.dataplane.engine import EngineError
+from lbless_nodeagent.dataplane.nftables.footprint import PROTOCOL_NUMBERS, Footprint
+from lbless_nodeagent.dataplane.nftables.names import (
+    LOCAL_SOURCES,
+    MACS,
+    PORT_RANGES,
+    PORTS,
+    SEAL,
+    SHARED,
+    TABLE,
+    VIPS,
+    Family,
+    group_of_entry,
+    group_of_set,
+    interface_of_egress,
+    owned_set,
+    valid_interface,
+)
+from lbless_nodeagent.dataplane.nftables.netlink import (
+    AF_ARP,
+    AF_IPV4,
+    AF_NETDEV,
+    GETCHAIN,
+    GETOBJ,
+    GETRULE,
+    GETSET,
+    GETTABLE,
+    Attributes,
+    Element,
+    Reader,
+    attributes,
+    name_attribute,
+    name_of,
+)
+from lbless_nodeagent.dataplane.nftables.rules import FORMAT
+from lbless_nodeagent.dataplane.nftables.transactions import Held
+
+_AF = {Family.IP: AF_IPV4, Family.ARP: AF_ARP, Family.NETDEV: AF_NETDEV}
+_FAMILY_NAMES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+_PROTOCOLS = {number: protocol for protocol, number in PROTOCOL_NUMBERS.items()}
+
+# Attributes that only a change of structure changes; counts of references and of elements are others.
+_TABLE_PARTS = (2, 4, 6)  # flags, handle, userdata
+_CHAIN_PARTS = (2, 3, 4, 5, 7, 10)  # handle, name, hook, policy, type, flags
+_SET_PARTS = (2, 3, 4, 5, 6, 7, 16)  # name, flags, key type and length, data type and length, handle
+_RULE_PARTS = (2, 3, 4)  # chain, handle, expressions
+
+_INTERVAL_END = 0x1
+_GOTO = -4
+_HOST_WORD = struct.Struct("=L")
+_COUNTER_OBJECT = 1
+
+
+class _Damaged(Exception):
+    """An element that this version never writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """A table without its elements. `digest` tells this very instance from any other."""
+
+    comment: str
+    digest: bytes
+    chains: tuple[str, ...]
+    sets: tuple[str, ...]
+
+
+def read_structure(reader: Reader, family: Family) -> Structure | None:
+    """Return the structure of our table of a family, or None if there is none."""
+    table = reader.one(GETTABLE, _AF[family], name_attribute(1, TABLE))
+    if table is None:
+        return None
+    chains = _ours(reader.dump(GETCHAIN, _AF[family]))
+    rules = _ours(reader.dump(GETRULE, _AF[family], name_attribute(1, TABLE)))
+    sets = _ours(reader.dump(GETSET, _AF[family], name_attribute(1, TABLE)))
+    digest = sha256()
+    digest.update(b"".join(_parts(table, _TABLE_PARTS)))
+    for objects, parts in ((chains, _CHAIN_PARTS), (rules, _RULE_PARTS), (sets, _SET_PARTS)):
+        digest.update(b"\0|\0")
+        for one in objects:
+            digest.update(b"".join(_parts(one, parts)))
+    return Structure(
+        comment=_comment(table),
+        digest=digest.digest()[:16],
+        chains=tuple(name_of(c[3]) for c in chains),
+        sets=tuple(name_of(s[2]) for s in sets),
+    )
+
+
+def read(reader: Reader) -> Held:
+    """Return what the tables hold that could be kept."""
+    found = _Found()
+    tables, groups, egress = set(), set(), set()
+    for family in Family:
+        structure = read_structure(reader, family)
+        if structure is None or structure.comment != FORMAT or not _sealed(reader, family, structure):
+            continue
+        part = _Found()
+        try:
+            _read_elements(reader, family, structure, part)
+        except _Damaged:
+            continue
+        found.update(part)
+        tables.add(family)
+        groups |= _groups(structure)
+        egress |= {i for i in map(interface_of_egress, structure.chains) if i}
+    return Held(
+        tables=frozenset(tables),
+        groups=frozenset(groups),
+        egress=frozenset(egress),
+        local_sources=frozenset(found.local_sources),
+        footprints=found.footprints(),
+    )
+
+
+def tables_of_ours(reader: Reader) -> list[str]:
+    """Tables of our name in any family, as nft writes them: ``ip lbless``."""
+    found = []
+    for family, name in _FAMILY_NAMES.items():
+        if reader.one(GETTABLE, family, name_attribute(1, TABLE)) is not None:
+            found.append(f"{name} {TABLE}")
+    return found
+
+
+def read_counters(reader: Reader) -> dict[str, int]:
+    """Packets counted by each named counter of our tables; those of other tables than `ip` with its name."""
+    packets = {}
+    for family in Family:
+        prefix = "" if family is Family.IP else f"{family}_"
+        for one in _ours(reader.dump(GETOBJ, _AF[family], name_attribute(1, TABLE))):
+            if int.from_bytes(one[3], "big") == _COUNTER_OBJECT:
+                packets[prefix + name_of(one[2])] = int.from_bytes(attributes(one[4])[2], "big")
+    return packets
+
+
+@dataclass(slots=True)
+class _Found:
+    """Elements by address, gathered set by set."""
+
+    shared: set[IPv4Address] = field(default_factory=set)
+    entries: dict[IPv4Address, set[tuple[str, str]]] = field(default_factory=lambda: defaultdict(set))
+    ports: dict[IPv4Address, set[PortRange]] = field(default_factory=lambda: defaultdict(set))
+    owned: dict[IPv4Address, dict[HashParameters, BucketSet]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    arp_shared: set[IPv4Address] = field(default_factory=set)
+    arp_interfaces: dict[IPv4Address, set[str]] = field(default_factory=lambda: defaultdict(set))
+    macs: dict[IPv4Address, str] = field(default_factory=dict)
+    local_sources: list[IPv4Network] = field(default_factory=list)
+
+    def update(self, other: "_Found") -> None:
+        """Take over what another family's table holds; no part is in two families."""
+        self.shared |= other.shared
+        self.entries.update(other.entries)
+        self.ports.update(other.ports)
+        self.owned.update(other.owned)
+        self.arp_shared |= other.arp_shared
+        self.arp_interfaces.update(other.arp_interfaces)
+        self.macs.update(other.macs)
+        self.local_sources += other.local_sources
+
+    def footprints(self) -> dict[IPv4Address, Footprint]:
+        everywhere: tuple[Iterable[IPv4Address], ...] = (
+            self.shared, self.entries, self.ports, self.owned, self.arp_shared, self.arp_interfaces, self.macs,
+        )  # fmt: skip
+        return {
+            ip: Footprint(
+                shared=ip in self.shared,
+                entries=frozenset(self.entries.get(ip, ())),
+                ports=frozenset(self.ports.get(ip, ())),
+                owned=self.owned.get(ip, {}),
+                arp_shared=ip in self.arp_shared,
+                arp_interfaces=frozenset(self.arp_interfaces.get(ip, ())),
+                mac=self.macs.get(ip),
+            )
+            for ip in set().union(*everywhere)
+        }
+
+
+def _read_elements(reader: Reader, family: Family, structure: Structure, found: _Found) -> None:
+    def each(name: str) -> Iterator[Element]:
+        try:
+            yield from reader.elements(_AF[family], TABLE, name)
+        except EngineError:
+            raise
+        except (KeyError, ValueError, IndexError):
+            raise _Damaged from None
+
+    if family is Family.IP:
+        found.shared |= {IPv4Address(e.key) for e in each(SHARED)}
+        for e in each(VIPS):
+            found.entries[IPv4Address(e.key[16:20])].add((_interface(e.key[:16]), _goto(e)))
+        for e in (*each(PORTS), *each(PORT_RANGES)):
+            found.ports[IPv4Address(e.key[:4])].add(_port_range(e))
+        for group in _groups(structure):
+            _read_owned(each(owned_set(group)), group, found)
+        found.local_sources += _networks(each(LOCAL_SOURCES))
+    elif family is Family.ARP:
+        found.arp_shared |= {IPv4Address(e.key) for e in each(SHARED)}
+        for e in each(VIPS):
+            found.arp_interfaces[IPv4Address(e.key[16:20])].add(_interface(e.key[:16]))
+    else:
+        for e in each(MACS):
+            found.macs[IPv4Address(e.key)] = bytes(_value(e)[1])[:6].hex(":")
+
+
+def _read_owned(listed: Iterator[Element], group: HashParameters, found: _Found) -> None:
+    buckets: dict[bytes, list[int]] = defaultdict(list)
+    for e in listed:
+        (bucket,) = _HOST_WORD.unpack(e.key[4:8])
+        if bucket >= group.buckets:
+            raise _Damaged
+        buckets[e.key[:4]].append(bucket)
+    for ip, members in buckets.items():
+        found.owned[IPv4Address(ip)][group] = BucketSet(members)
+
+
+def _value(element: Element) -> Attributes:
+    if element.value is None:
+        raise _Damaged
+    return attributes(element.value)
+
+
+def _goto(element: Element) -> str:
+    verdict = attributes(_value(element).get(2, memoryview(b"")))
+    if 1 not in verdict or int.from_bytes(verdict[1], "big", signed=True) != _GOTO:
+        raise _Damaged
+    chain = name_of(verdict[2])
+    if group_of_entry(chain) is None:
+        raise _Damaged
+    return chain
+
+
+def _interface(key: bytes) -> str:
+    name = key.rstrip(b"\0").decode("ascii", "replace")
+    if not valid_interface(name):  # it may come to stand in a text that deletes the element
+        raise _Damaged
+    return name
+
+
+def _port_range(element: Element) -> PortRange:
+    end = element.key_end or element.key
+    protocol = _PROTOCOLS.get(element.key[4])
+    if protocol is None or end[:5] != element.key[:5]:
+        raise _Damaged
+    return PortRange(protocol, int.from_bytes(element.key[8:10], "big"), int.from_bytes(end[8:10], "big"))
+
+
+def _networks(listed: Iterator[Element]) -> list[IPv4Network]:
+    """Half-open intervals as networks. One that reaches the last address has no end element."""
+    networks: list[IPv4Network] = []
+    start: int | None = None
+    # An end sorts before a beginning at the same place.
+    marks = sorted((int.from_bytes(e.key[:4], "big"), not e.flags & _INTERVAL_END) for e in listed)
+    for position, begins in marks:
+        if start is not None:
+            networks += summarize_address_range(IPv4Address(start), IPv4Address(position - 1))
+        start = position if begins else None
+    if start is not None:
+        networks += summarize_address_range(IPv4Address(start), IPv4Address("255.255.255.255"))
+    return networks
+
+
+def _groups(structure: Structure) -> set[HashParameters]:
+    return {group for group in map(group_of_set, structure.sets) if group}
+
+
+def _sealed(reader: Reader, family: Family, structure: Structure) -> bool:
+    return [e.key for e in reader.elements(_AF[family], TABLE, SEAL)] == [structure.digest]
+
+
+def _ours(dumped: list[memoryview]) -> list[Attributes]:
+    name = TABLE.encode() + b"\0"
+    return [one for one in map(attributes, dumped) if bytes(one.get(1, b"")) == name]
+
+
+def _parts(one: Attributes, kinds: tuple[int, ...]) -> Iterator[bytes]:
+    for kind in kinds:
+        value = bytes(one.get(kind, b""))
+        yield bytes((kind,)) + len(value).to_bytes(4, "big") + value
+
+
+def _comment(table: Attributes) -> str:
+    """The comment in a table's userdata, which is a run of type, length, value, a byte each."""
+    data, at = bytes(table.get(6, b"")), 0
+    while at + 2 <= len(data):
+        kind, length = data[at], data[at + 1]
+        if kind == 0:
+            return data[at + 2 : at + 2 + length].rstrip(b"\0").decode("utf-8", "replace")
+        at += 2 + length
+    return ""
