@@ -1,0 +1,63 @@
+"""An engine whose kernel is a variable, for what the real one cannot be made to do: fail on demand.
+
+That the real one behaves alike otherwise is what the kernel tests of dataplane show.
+"""
+
+from collections.abc import Callable, Mapping
+
+from lbless_api.hashing import HashFunction, HashMode
+from lbless_api.node import EngineReport
+from lbless_nodeagent.dataplane.engine import NOTHING, Capabilities, EngineError, Vip, Wanted
+
+
+class MemoryEngine:
+    """`kernel` is what it holds; `fails` is asked about each apply and returns a sentence to fail with."""
+
+    name = "memory"
+
+    def __init__(self, kernel: Wanted = NOTHING) -> None:
+        self.kernel = kernel
+        self.fails: Callable[[Wanted], str | None] = lambda _: None
+        self.available = True
+        self.applies = 0
+        self._applied: Wanted | None = None
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(frozenset(HashFunction), frozenset(HashMode), 4096, 1, True)
+
+    def refusal(self, vip: Vip) -> str | None:
+        return self.capabilities().refusal(self.name, vip)
+
+    def probe(self) -> EngineReport:
+        return EngineReport(
+            self.name, self.available, "" if self.available else "The kernel lacks nf_tables."
+        )
+
+    def apply(self, wanted: Wanted) -> None:
+        self.applies += 1
+        self._applied = None
+        sentence = self.fails(wanted)
+        if sentence:
+            raise EngineError(sentence)
+        self.kernel = self._applied = wanted
+
+    def verify(self) -> bool:
+        return self._applied is not None and self.kernel == self._applied
+
+    def audit(self) -> bool:
+        return self.verify()
+
+    def remove(self) -> None:
+        self.kernel = NOTHING
+
+    def installed(self) -> Wanted | None:
+        return self.kernel
+
+    def counters(self) -> Mapping[str, int]:
+        return {"kept": 1}
+
+    def fileno(self) -> int | None:
+        return None
+
+    def close(self) -> None:
+        pass
