@@ -1,0 +1,121 @@
+"""The next assignment of a ClusterIP: what blocks it, else the plan made complete with incarnations.
+
+Pure. How it is reported is the decision's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from lbless_api.buckets import BucketSet
+from lbless_api.clusterip import Assignment, Spec
+from lbless_api.successors import rank
+from lbless_operator.conditions import Reason
+from lbless_operator.eligibility import Readiness, Standing, Verdict, describe, explain_none
+from lbless_operator.facts import ClusterIPFact
+from lbless_operator.planner import plan
+from lbless_operator.status import Status
+
+MAX_NODES = 64
+"""Nodes that a segment carries, and entries that status.assignments holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """Why nothing is planned for a ClusterIP."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """The assignments to be in force, sorted by node. `left_out`: eligible nodes beyond MAX_NODES."""
+
+    assignments: tuple[Assignment, ...]
+    blocked: Blocked | None = None
+    left_out: int = 0
+
+
+def assign(
+    fact: ClusterIPFact,
+    current: Status,
+    verdicts: Iterable[Verdict],
+    readiness: Readiness,
+    *,
+    older: str | None,
+    refusal: str | None,
+) -> Assigned:
+    """Return the next assignments.
+
+    `current` is what nodes act on now, `older` the ClusterIP that has the address already, `refusal` why
+    the address may not be shared. Only `older` takes an assignment away from a ClusterIP; every other
+    fault leaves in force what was assigned before it.
+    """
+    if older:
+        message = (
+            f"Address {fact.address} is already shared by the older ClusterIP {older}: "
+            f"delete one of the two, or create this one with another address."
+        )
+        return Assigned((), Blocked(Reason.CONFLICT, message))
+    if fact.spec is None:
+        unsupported = fact.fault is not None and fact.fault.reason == Reason.NOT_SUPPORTED
+        reason = Reason.NOT_SUPPORTED if unsupported else Reason.INVALID
+        return Assigned(current.assignments, Blocked(reason, str(fact.fault)))
+    if refusal and not current.assignments:
+        return Assigned((), Blocked(Reason.ADDRESS_IN_USE, refusal))
+    verdicts = list(verdicts)
+    if not any(v.standing is Standing.ELIGIBLE for v in verdicts):
+        message = explain_none(fact.spec, verdicts, readiness, fact.identity.namespace)
+        if current.assignments:
+            message += " The last assignment stays in force."
+        return Assigned(current.assignments, Blocked(Reason.NO_ELIGIBLE_NODE, message))
+    return _plan(fact.spec, current, verdicts)
+
+
+def _plan(spec: Spec, current: Status, verdicts: list[Verdict]) -> Assigned:
+    owners = current.owners()
+    incarnations = {a.node: a.incarnation for a in current.assignments}
+    pinned = [v.node for v in verdicts if v.standing is Standing.PINNED and v.node in owners]
+    eligible = [v for v in verdicts if v.standing is Standing.ELIGIBLE]
+    draw = {node: place for place, node in enumerate(rank(spec.ip, 0, (v.node for v in eligible)))}
+    chosen = sorted(eligible, key=lambda v: (v.node not in owners, draw[v.node]))[: MAX_NODES - len(pinned)]
+    incarnations |= {v.node: v.incarnation for v in chosen}
+    shares = plan(spec.ip, spec.hash.buckets, owners, {v.node: v.weight for v in chosen}, pinned=pinned)
+    # A dead node that still belongs here stays named, with no buckets: it may come back at once.
+    gone = [v.node for v in verdicts if v.standing is Standing.GONE and v.selected and v.node in owners]
+    shares |= dict.fromkeys(gone[: MAX_NODES - len(shares)], BucketSet())
+    assignments = tuple(Assignment(node, incarnations[node], shares[node]) for node in sorted(shares))
+    return Assigned(assignments, left_out=len(eligible) - len(chosen))
+
+
+def print_shares(assignments: Iterable[Assignment], limit: int = 8) -> str:
+    """ "n1 86, n2 85, n3 85": the nodes that own something, at most `limit` of them by name."""
+    shares = [f"{a.node} {len(a.buckets)}" for a in assignments if a.buckets]
+    if len(shares) > limit:
+        shares[limit:] = [f"{len(shares) - limit} more nodes the others"]
+    return ", ".join(shares)
+
+
+def print_moves(
+    before: Mapping[str, BucketSet], after: Mapping[str, BucketSet], verdicts: Iterable[Verdict], spec: Spec
+) -> str | None:
+    """What moved from where to where and why, None if no bucket has changed its owner."""
+    causes = {v.node: v.cause for v in verdicts}
+    parts, total = [], 0
+    for source in sorted(before):
+        gains = {
+            node: len(before[source] & buckets) for node, buckets in sorted(after.items()) if node != source
+        }
+        count = sum(gains.values())
+        if not count:
+            continue
+        total += count
+        cause = causes.get(source)
+        why = f"which {describe(cause, spec)}" if cause else "for balance"
+        to = ", ".join(f"{node} ({number})" for node, number in gains.items() if number)
+        parts.append(f"{count} from {source}, {why}, to {to}")
+    if not total:
+        return None
+    return f"{total} bucket{'' if total == 1 else 's'} moved: {'; '.join(parts)}."

@@ -1,0 +1,103 @@
+"""The known ClusterIPs: who holds which address, and what was last assigned to each.
+
+Owns the order of age between those with one address, and the memory of assignments that the API server
+has lost. Whether an address may be used at all is `taken`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+
+from lbless_operator.facts import ClusterIPFact
+from lbless_operator.status import Status
+
+
+@dataclass(slots=True)
+class Memory:
+    """What nodes act on, and since when its epoch is known.
+
+    `tampered`: the API server holds another assignment for this epoch, or an earlier epoch: somebody
+    else has written the status, or restored a backup.
+    """
+
+    status: Status
+    since: float
+    tampered: bool = False
+
+
+class Claims:
+    """All ClusterIPs by their keys ``namespace/name``."""
+
+    def __init__(self) -> None:
+        self._facts: dict[str, ClusterIPFact] = {}
+        self._by_address: dict[IPv4Address, set[str]] = {}
+        self._memories: dict[str, Memory] = {}
+        self._keys: dict[str, str] = {}
+
+    def learn(self, key: str, fact: ClusterIPFact | None, now: float) -> set[str]:
+        """A ClusterIP is now so, or None: deleted. Return the keys that it concerns, its own included."""
+        old = self._facts.pop(key, None)
+        concerned = {key}
+        if old:
+            if old.address:
+                concerned |= self._by_address[old.address]
+                self._by_address[old.address].discard(key)
+                if not self._by_address[old.address]:
+                    del self._by_address[old.address]
+            if fact is None or fact.identity.uid != old.identity.uid:
+                del self._memories[old.identity.uid], self._keys[old.identity.uid]
+        if fact is None:
+            return concerned - {key}
+        self._facts[key] = fact
+        self._keys[fact.identity.uid] = key
+        self._remember(fact, now)
+        if fact.address:
+            self._by_address.setdefault(fact.address, set()).add(key)
+            concerned |= self._by_address[fact.address]
+        return concerned
+
+    def facts(self) -> Iterable[ClusterIPFact]:
+        """All ClusterIPs."""
+        return self._facts.values()
+
+    def get(self, key: str) -> ClusterIPFact | None:
+        """A ClusterIP, None if it is deleted."""
+        return self._facts.get(key)
+
+    def keys(self) -> set[str]:
+        """The keys of all ClusterIPs."""
+        return set(self._facts)
+
+    def keys_of(self, uids: Iterable[str]) -> set[str]:
+        """The keys of those with these UIDs."""
+        return {self._keys[uid] for uid in uids if uid in self._keys}
+
+    def memory(self, fact: ClusterIPFact) -> Memory:
+        """What nodes act on for a known ClusterIP."""
+        return self._memories[fact.identity.uid]
+
+    def older(self, key: str) -> str | None:
+        """The oldest ClusterIP that holds the same address, None if that is this one.
+
+        One whose spec is refused holds its address only as long as it has an assignment from before.
+        """
+        fact = self._facts[key]
+        if fact.address is None:
+            return None
+        rivals = (self._facts[other] for other in self._by_address[fact.address] if other != key)
+        holders = [r for r in rivals if r.spec or self.memory(r).status.assignments]
+        oldest = min(holders, key=lambda r: r.identity.age_order, default=None)
+        if oldest is None or oldest.identity.age_order > fact.identity.age_order:
+            return None
+        return oldest.identity.key
+
+    def _remember(self, fact: ClusterIPFact, now: float) -> None:
+        memory, status = self._memories.get(fact.identity.uid), fact.status
+        if memory is None or status.epoch > memory.status.epoch:
+            self._memories[fact.identity.uid] = Memory(status, now)
+            return
+        kept = memory.status
+        memory.tampered = status.epoch < kept.epoch or status.assignments != kept.assignments
+        memory.status = replace(status, epoch=kept.epoch, assignments=kept.assignments)

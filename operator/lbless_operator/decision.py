@@ -1,0 +1,248 @@
+"""What a ClusterIP's status is to be, and what to tell about it: from everything known, purely.
+
+Every write of the operator to a ClusterIP is a value that was returned here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+
+from lbless_api import API_VERSION
+from lbless_api.buckets import BucketSet
+from lbless_operator.assignment import Assigned, assign, print_moves, print_shares
+from lbless_operator.conditions import Finding, Reason, State, Type, find, settle
+from lbless_operator.confirmations import Confirmation
+from lbless_operator.eligibility import Readiness, Standing, Verdict
+from lbless_operator.facts import ClusterIPFact
+from lbless_operator.notices import Notice, NoticeReason, Subject
+from lbless_operator.progress import Progress, assess, name_nodes
+from lbless_operator.status import Status
+
+PROGRAMMING_SECONDS = 10.0
+"""How long nodes may take to apply an epoch before that is worth a complaint."""
+ALL_PORTS_OPEN = (
+    "All ports are open: the nodes' own services (ssh, kubelet) answer on the address too; "
+    "list the wanted ones in spec.ports."
+)
+NOT_DRAINED = "Established connections in moved buckets are not drained by this version."
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """Everything that decides about one ClusterIP.
+
+    `current` is what nodes act on: status as last read or written, whichever is newer. `tampered`: the
+    API server holds something else, so nodes need a new epoch to believe. `confirmations` by node, of all
+    that report; `fresh` are the nodes that can be told. `epoch_age_seconds`: how long the epoch is known.
+    """
+
+    fact: ClusterIPFact
+    current: Status
+    tampered: bool
+    older: str | None
+    refusal: str | None
+    verdicts: tuple[Verdict, ...]
+    readiness: Readiness
+    confirmations: Mapping[str, Confirmation]
+    fresh: frozenset[str]
+    epoch_age_seconds: float
+    now: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """`recheck_seconds`: when to look again though nothing may have changed by then, None: no need."""
+
+    status: Status
+    notices: tuple[Notice, ...] = ()
+    recheck_seconds: float | None = None
+
+
+def decide(situation: Situation) -> Decision:
+    """Return the status to be, equal to the present one where nothing is to be written."""
+    fact, current = situation.fact, situation.current
+    assigned = assign(
+        fact,
+        current,
+        situation.verdicts,
+        situation.readiness,
+        older=situation.older,
+        refusal=situation.refusal,
+    )
+    is_new = assigned.assignments != current.assignments or situation.tampered
+    epoch = current.epoch + is_new
+    progress = assess(assigned.assignments, epoch, situation.confirmations, situation.fresh)
+    late = bool(progress.waiting) and not is_new and situation.epoch_age_seconds >= PROGRAMMING_SECONDS
+    findings = _find(situation, assigned, progress, epoch, late=late)
+    status = Status(
+        observed_generation=fact.identity.generation,
+        mac=fact.spec.mac if fact.spec else current.mac,
+        nodes=_count_nodes(situation, assigned, progress),
+        epoch=epoch,
+        assignments=assigned.assignments,
+        moves=(),
+        conditions=settle(
+            findings, current.conditions, generation=fact.identity.generation, now=situation.now
+        ),
+    )
+    return Decision(
+        status=status,
+        notices=tuple(_tell(situation, assigned, findings)),
+        recheck_seconds=PROGRAMMING_SECONDS if progress.waiting and not late else None,
+    )
+
+
+def _count_nodes(situation: Situation, assigned: Assigned, progress: Progress) -> str:
+    """Serving / eligible; a silent owner counts as eligible, since it keeps its buckets."""
+    if situation.fact.spec is None:
+        return f"{len(progress.serving)}/{sum(bool(a.buckets) for a in assigned.assignments)}"
+    if situation.older:
+        return "0/0"
+    owners = {a.node for a in assigned.assignments if a.buckets}
+    able = sum(
+        v.standing is Standing.ELIGIBLE or (v.standing is Standing.PINNED and v.node in owners)
+        for v in situation.verdicts
+    )
+    return f"{len(progress.serving)}/{able}"
+
+
+def _find(
+    situation: Situation, assigned: Assigned, progress: Progress, epoch: int, *, late: bool
+) -> tuple[Finding, ...]:
+    programmed = _find_programmed(progress, epoch)
+    degraded = _find_degraded(situation, assigned, progress, programmed, late=late)
+    ready = _find_ready(situation, assigned, progress, programmed, late=late)
+    if assigned.blocked:
+        is_assigned = Finding(Type.ASSIGNED, State.FALSE, assigned.blocked.reason, assigned.blocked.message)
+    else:
+        count = sum(len(a.buckets) for a in assigned.assignments)
+        message = f"{count} buckets: {print_shares(assigned.assignments)}."
+        if assigned.left_out:
+            message += f" {assigned.left_out} more nodes are eligible: 64 at most can share one address."
+        is_assigned = Finding(Type.ASSIGNED, State.TRUE, Reason.ASSIGNED, message)
+    if assigned.blocked and assigned.blocked.reason is Reason.CONFLICT:
+        conflict = Finding(Type.CONFLICT, State.TRUE, Reason.CONFLICT, assigned.blocked.message)
+    else:
+        message = "No older ClusterIP has the same address."
+        conflict = Finding(Type.CONFLICT, State.FALSE, Reason.NO_CONFLICT, message)
+    return ready, is_assigned, programmed, degraded, conflict
+
+
+def _find_programmed(progress: Progress, epoch: int) -> Finding:
+    if progress.failed:
+        return Finding(Type.PROGRAMMED, State.FALSE, Reason.PROGRAMMING_FAILED, progress.print_failures())
+    if progress.waiting:
+        message = f"Epoch {epoch} is not confirmed yet by {name_nodes(progress.waiting)}."
+        return Finding(Type.PROGRAMMED, State.FALSE, Reason.PROGRAMMING, message)
+    if progress.confirmed:
+        message = f"Epoch {epoch} is in the kernel of {name_nodes(progress.confirmed)}."
+        return Finding(Type.PROGRAMMED, State.TRUE, Reason.PROGRAMMED, message)
+    if progress.unheard:
+        message = (
+            f"The agent of {name_nodes(progress.unheard)} is silent: what is in the kernel is not known."
+        )
+        return Finding(Type.PROGRAMMED, State.UNKNOWN, Reason.AGENT_SILENT, message)
+    return Finding(Type.PROGRAMMED, State.FALSE, Reason.NOT_ASSIGNED, "No node is to serve the address.")
+
+
+def _find_degraded(
+    situation: Situation, assigned: Assigned, progress: Progress, programmed: Finding, *, late: bool
+) -> Finding:
+    frozen = _frozen(situation, assigned)
+    if situation.refusal and not assigned.blocked:
+        message = f"{situation.refusal} It was assigned before that was known, and stays so."
+        return Finding(Type.DEGRADED, State.TRUE, Reason.ADDRESS_IN_USE, message)
+    if frozen:
+        parts = [f"{node} keeps its {len(buckets)} buckets" for node, buckets in frozen.items()]
+        message = (
+            f"The lbless agent is silent and cannot be told, but the node may be serving: {', '.join(parts)}. "
+            f"Look after lbless's pod there, or delete the Node if it is gone."
+        )
+        return Finding(Type.DEGRADED, State.TRUE, Reason.AGENT_SILENT, message)
+    if progress.serving and (progress.failed or late):
+        return Finding(Type.DEGRADED, State.TRUE, programmed.reason, programmed.message)
+    return Finding(Type.DEGRADED, State.FALSE, Reason.AS_PLANNED, "No node works otherwise than planned.")
+
+
+def _find_ready(
+    situation: Situation, assigned: Assigned, progress: Progress, programmed: Finding, *, late: bool
+) -> Finding:
+    if assigned.blocked:
+        return Finding(Type.READY, State.FALSE, assigned.blocked.reason, assigned.blocked.message)
+    if programmed.state is State.UNKNOWN:
+        return Finding(Type.READY, State.UNKNOWN, programmed.reason, programmed.message)
+    before = find(situation.current.conditions, Type.READY)
+    was_ready = before is not None and before.status == State.TRUE
+    # A rebalance takes a moment on every node, without a gap in service: Ready does not blink for it.
+    if progress.failed or late or (progress.waiting and not was_ready):
+        return Finding(Type.READY, State.FALSE, programmed.reason, programmed.message)
+    owners = sum(bool(a.buckets) for a in assigned.assignments)
+    message = f"{owners} node{' serves' if owners == 1 else 's share'} {situation.fact.address}."
+    if situation.fact.spec and situation.fact.spec.ports is None:
+        message += f" {ALL_PORTS_OPEN}"
+    return Finding(Type.READY, State.TRUE, Reason.SERVING, message)
+
+
+def _frozen(situation: Situation, assigned: Assigned) -> dict[str, BucketSet]:
+    """The silent nodes that keep buckets."""
+    pinned = {v.node for v in situation.verdicts if v.standing is Standing.PINNED}
+    return {
+        a.node: a.buckets
+        for a in assigned.assignments
+        if a.buckets and a.node in pinned and a.node not in situation.fresh
+    }
+
+
+def _tell(situation: Situation, assigned: Assigned, findings: tuple[Finding, ...]) -> list[Notice]:
+    """What changed that a person would want to know."""
+    fact, current = situation.fact, situation.current
+    identity = fact.identity
+    subject = Subject(API_VERSION, "ClusterIP", identity.namespace, identity.name, identity.uid)
+    told: list[tuple[NoticeReason, str]] = []
+    after = {a.node: a.buckets for a in assigned.assignments}
+    if assigned.blocked is None and fact.spec and not current.assignments:
+        count = sum(map(len, after.values()))
+        told.append((NoticeReason.ASSIGNED, f"{count} buckets: {print_shares(assigned.assignments)}."))
+        if fact.spec.ports is None:
+            told.append((NoticeReason.ALL_PORTS_OPEN, ALL_PORTS_OPEN))
+    elif fact.spec and after:
+        moves = print_moves(current.owners(), after, situation.verdicts, fact.spec)
+        if moves:
+            told.append((NoticeReason.MOVED, f"{moves} {NOT_DRAINED}"))
+    elif current.assignments and not after:
+        told.append(
+            (NoticeReason.WITHDRAWN, "The nodes stop serving the address: an older ClusterIP has it.")
+        )
+    for finding in findings:
+        old = find(current.conditions, finding.type)
+        if old is None or old.reason != finding.reason or _names_others(finding, old.message):
+            reason = _NOTEWORTHY.get((finding.type, finding.reason))
+            if reason:
+                told.append((reason, finding.message))
+    return [Notice(subject, reason, note) for reason, note in told]
+
+
+def _names_others(finding: Finding, old_message: str) -> bool:
+    """Whether the same reason holds for other nodes than before."""
+    return (
+        finding.reason in {Reason.AGENT_SILENT, Reason.PROGRAMMING_FAILED} and finding.message != old_message
+    )
+
+
+_NOTEWORTHY: Mapping[tuple[Type, Reason], NoticeReason] = dict(
+    chain(
+        {
+            (Type.READY, Reason.NO_ELIGIBLE_NODE): NoticeReason.NO_ELIGIBLE_NODE,
+            (Type.CONFLICT, Reason.CONFLICT): NoticeReason.CONFLICT,
+            (Type.DEGRADED, Reason.AGENT_SILENT): NoticeReason.AGENT_SILENT,
+            (Type.DEGRADED, Reason.ADDRESS_IN_USE): NoticeReason.REFUSED,
+            (Type.PROGRAMMED, Reason.PROGRAMMING_FAILED): NoticeReason.PROGRAMMING_FAILED,
+        }.items(),
+        (
+            ((Type.READY, reason), NoticeReason.REFUSED)
+            for reason in (Reason.INVALID, Reason.NOT_SUPPORTED, Reason.ADDRESS_IN_USE)
+        ),
+    )
+)

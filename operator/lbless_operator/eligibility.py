@@ -1,0 +1,232 @@
+"""Which nodes may own buckets of a ClusterIP, and why the others may not.
+
+Pure. A verdict is a node's standing and its cause; what follows for the assignment is the decision's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+
+from lbless_api import EXCLUDE_LABEL
+from lbless_api.clusterip import PodWorkload, Spec, Weighting
+from lbless_api.fields import Invalid
+from lbless_api.interfaces import choose_interface
+from lbless_api.node import NodeStatus
+from lbless_operator.agents import Freshness
+from lbless_operator.facts import DEFAULT_WEIGHT, NodeFact, parse_weight
+
+
+class Standing(Enum):
+    """What a node may do."""
+
+    ELIGIBLE = "eligible"
+    PINNED = "pinned"
+    """It keeps what it has and gets no more: it may be serving, and cannot be told otherwise."""
+    GONE = "gone"
+    """It cannot be serving: its buckets move."""
+    OUT = "out"
+    """Not eligible, and it can be told: its buckets move, it leaves the assignment."""
+
+
+class Cause(StrEnum):
+    """Why a node is not eligible."""
+
+    NOT_SELECTED = "NotSelected"
+    EXCLUDED = "Excluded"
+    WEIGHT_ZERO = "WeightZero"
+    TAINTED = "Tainted"
+    NO_READY_POD = "NoReadyPod"
+    NO_READY_ENDPOINT = "NoReadyEndpoint"
+    NO_AGENT = "NoAgent"
+    AGENT_SILENT = "AgentSilent"
+    NO_MATCHING_INTERFACE = "NoMatchingInterface"
+    NO_CARRIER = "NoCarrier"
+    NODE_NOT_READY = "NodeNotReady"
+    NODE_DELETED = "NodeDeleted"
+
+
+_HAS, _IS, _DOES = ("has", "have"), ("is", "are"), ("does", "do")
+_DESCRIPTIONS = {
+    Cause.NOT_SELECTED: (_DOES, "not match nodeSelector {selector}"),
+    Cause.EXCLUDED: (_HAS, "the label {label}"),
+    Cause.WEIGHT_ZERO: (_HAS, "weight 0"),
+    Cause.TAINTED: (_IS, "tainted NoExecute"),
+    Cause.NO_READY_POD: (_HAS, "no ready {workload}"),
+    Cause.NO_READY_ENDPOINT: (_HAS, "no ready {workload}"),
+    Cause.NO_AGENT: (_HAS, "no lbless agent"),
+    Cause.AGENT_SILENT: (_HAS, "a silent lbless agent"),
+    Cause.NO_MATCHING_INTERFACE: (_HAS, "no interface for {ip}"),
+    Cause.NO_CARRIER: (_HAS, "no carrier on the interface for {ip}"),
+    Cause.NODE_NOT_READY: (_IS, "NotReady with a silent lbless agent"),
+    Cause.NODE_DELETED: (_IS, "deleted"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """A workload: ready pods or endpoints by node, and whether any belongs to it at all, ready or not."""
+
+    ready: Mapping[str, int] = field(default_factory=dict)
+    exists: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Everything known of one node. `node` None: its Node object is deleted."""
+
+    name: str
+    node: NodeFact | None
+    freshness: Freshness
+    report: NodeStatus | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A node's standing. `weight` and `incarnation` are those of an eligible one.
+
+    `selected`: the ClusterIP's nodeSelector matches it, so that it may stay named while it is gone.
+    """
+
+    node: str
+    standing: Standing
+    cause: Cause | None = None
+    weight: int = 0
+    incarnation: int = 0
+    selected: bool = False
+
+
+def judge(spec: Spec, candidate: Candidate, readiness: Readiness, *, named: bool) -> Verdict:
+    """Return the verdict on one node; `named` says whether the present assignment names it."""
+    node = candidate.node
+    if node is None:
+        return Verdict(candidate.name, Standing.GONE, Cause.NODE_DELETED)
+    selected = _is_selected(spec, node)
+    if candidate.freshness is not Freshness.FRESH:
+        return _judge_unheard(candidate.name, node, candidate.freshness, selected=selected, named=named)
+    weight = parse_weight(node.weight)
+    weight = DEFAULT_WEIGHT if weight is None else weight
+    if spec.workload and spec.weighting is Weighting.READY_PODS:
+        weight *= readiness.ready.get(node.name, 0)
+    cause, incarnation = _find_cause(spec, node, candidate.report, readiness)
+    if cause is None:
+        return Verdict(node.name, Standing.ELIGIBLE, None, weight, incarnation, selected)
+    # A fresh agent that has said nothing yet will: until then it keeps what it has, as after its restart.
+    standing = Standing.PINNED if cause is Cause.NO_AGENT and named else Standing.OUT
+    return Verdict(node.name, standing, cause, selected=selected)
+
+
+def _judge_unheard(
+    name: str, node: NodeFact, freshness: Freshness, *, selected: bool, named: bool
+) -> Verdict:
+    """A node whose agent does not hear: never rob one that may still be serving."""
+    if freshness is not Freshness.UNKNOWN and not node.ready:
+        return Verdict(name, Standing.GONE, Cause.NODE_NOT_READY, selected=selected)
+    if named:
+        return Verdict(name, Standing.PINNED, Cause.AGENT_SILENT, selected=selected)
+    if not selected:
+        return Verdict(name, Standing.OUT, Cause.NOT_SELECTED)
+    cause = Cause.AGENT_SILENT if freshness is Freshness.SILENT else Cause.NO_AGENT
+    return Verdict(name, Standing.OUT, cause, selected=selected)
+
+
+def _find_cause(
+    spec: Spec, node: NodeFact, report: NodeStatus | None, readiness: Readiness
+) -> tuple[Cause | None, int]:
+    """Why a node that can be told is out, else None and the incarnation of its interface.
+
+    What a person did comes first, then the workload, then what the agent reports. A cordoned node
+    (spec.unschedulable) is not a dead node: it keeps its share until it is drained or fails.
+    """
+    weightless = parse_weight(node.weight) == 0
+    unready = spec.workload is not None and not readiness.ready.get(node.name)
+    by_hand = {
+        Cause.EXCLUDED: EXCLUDE_LABEL in node.labels,
+        Cause.NOT_SELECTED: not _is_selected(spec, node),
+        Cause.WEIGHT_ZERO: weightless,
+        Cause.TAINTED: bool(node.no_execute),
+        Cause.NO_READY_POD: unready and isinstance(spec.workload, PodWorkload),
+        Cause.NO_READY_ENDPOINT: unready and not isinstance(spec.workload, PodWorkload),
+        Cause.NO_AGENT: report is None or not report.interfaces,
+    }
+    cause = next((cause for cause, holds in by_hand.items() if holds), None)
+    if cause or report is None:
+        return cause, 0
+    try:
+        interface = choose_interface(spec.ip, spec.interfaces, report.interfaces)
+    except Invalid:
+        return Cause.NO_MATCHING_INTERFACE, 0
+    if not interface.carrier:
+        return Cause.NO_CARRIER, 0
+    return None, interface.incarnation
+
+
+def _is_selected(spec: Spec, node: NodeFact) -> bool:
+    """Whether nodeSelector matches and the node is not kept out of load balancing by its label."""
+    return EXCLUDE_LABEL not in node.labels and all(
+        node.labels.get(key) == value for key, value in spec.node_selector.items()
+    )
+
+
+def describe(cause: Cause, spec: Spec, *, plural: bool = False) -> str:
+    """What goes after "node n1" or, in the plural, after "3": "has no ready pod matching app=web"."""
+    verbs, rest = _DESCRIPTIONS[cause]
+    filled = rest.format(
+        selector=_print(spec.node_selector), label=EXCLUDE_LABEL, workload=_workload(spec), ip=spec.ip
+    )
+    return f"{verbs[plural]} {filled}"
+
+
+def explain_none(spec: Spec, verdicts: Iterable[Verdict], readiness: Readiness, namespace: str) -> str:
+    """One sentence why no node is eligible."""
+    causes = Counter(v.cause for v in verdicts if v.cause and v.cause is not Cause.NODE_DELETED)
+    total = causes.total()
+    if not total:
+        return "The cluster has no nodes."
+    nodes = f"{total} node{'' if total == 1 else 's'}"
+    if causes[Cause.NOT_SELECTED] == total:
+        return (
+            f"No node matches spec.nodeSelector {_print(spec.node_selector)} (of {nodes}): "
+            f"label the nodes, or correct the selector."
+        )
+    if (
+        spec.workload
+        and not readiness.exists
+        and causes.keys() & {Cause.NO_READY_POD, Cause.NO_READY_ENDPOINT}
+    ):
+        if isinstance(spec.workload, PodWorkload):
+            return (
+                f"No pod in namespace {namespace} matches spec.workload.podSelector {_workload_name(spec)}: "
+                f"create the pods, or correct the selector."
+            )
+        return (
+            f"Service {spec.workload.name} of spec.workload.serviceRef has no EndpointSlice in namespace "
+            f"{namespace}: create the Service, or correct the name."
+        )
+    reasons = [
+        f"{count} {describe(cause, spec, plural=count > 1)}"
+        for cause, count in sorted(causes.items(), key=lambda item: (-item[1], item[0]))
+    ]
+    if len(reasons) == 1 and total == 1:
+        return f"No node is eligible: the only one {reasons[0].removeprefix('1 ')}."
+    return f"No node is eligible, of {nodes}: {', '.join(reasons)}."
+
+
+def _workload(spec: Spec) -> str:
+    if isinstance(spec.workload, PodWorkload):
+        return f"pod matching {_workload_name(spec)}"
+    return f"endpoint of Service {_workload_name(spec)}"
+
+
+def _workload_name(spec: Spec) -> str:
+    if spec.workload is None:
+        return ""
+    if isinstance(spec.workload, PodWorkload):
+        return str(spec.workload.selector) or "everything"
+    return spec.workload.name
+
+
+def _print(labels: Mapping[str, str]) -> str:
+    return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))

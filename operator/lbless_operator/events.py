@@ -1,0 +1,99 @@
+"""Posts notices as Kubernetes Events (events.k8s.io/v1), where `kubectl describe` shows them.
+
+Owns a thread of its own: an Event that cannot be posted delays no decision, and is dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+import uuid
+from datetime import UTC, datetime
+
+from lbless_edge.kube import Api, ApiError, Object, in_namespace
+from lbless_operator.conditions import shorten
+from lbless_operator.notices import Limit, Notice
+from lbless_operator.said import Said
+
+EVENTS = "/apis/events.k8s.io/v1/events"
+CONTROLLER = "lbless.dev/operator"
+MAX_NOTE = 1024
+MAX_WAITING = 1000
+_LOOK_SECONDS = 0.5
+
+_log = logging.getLogger("lbless.operator")
+
+
+class Events:
+    """Takes notices from one thread and posts them in another."""
+
+    def __init__(self, api: Api, instance: str, stop: threading.Event) -> None:
+        """`instance` says which replica reports."""
+        self._api = api
+        self._instance = shorten(instance, 128)
+        self._stop = stop
+        self._limit = Limit()
+        self._waiting: queue.Queue[Notice] = queue.Queue(MAX_WAITING)
+
+    def post(self, notice: Notice) -> None:
+        """Log a notice and post it soon, within the limits."""
+        subject = notice.subject
+        key = f"{subject.namespace}/{subject.name}" if subject.namespace else subject.name
+        _log.log(
+            logging.WARNING if notice.is_warning else logging.INFO,
+            "%s %s: %s: %s",
+            subject.kind,
+            key,
+            notice.reason,
+            notice.note,
+        )
+        if self._limit.admits(notice, time.monotonic()):
+            try:
+                self._waiting.put_nowait(notice)
+            except queue.Full:
+                _log.warning("%d Events wait to be posted, this one is dropped.", MAX_WAITING)
+
+    def run(self) -> None:
+        """Post until the stop event is set."""
+        said = Said(_log)
+        while not self._stop.is_set():
+            try:
+                notice = self._waiting.get(timeout=_LOOK_SECONDS)
+            except queue.Empty:
+                continue
+            try:
+                self._api.create(
+                    in_namespace(EVENTS, notice.subject.namespace or "default"), self._event(notice)
+                )
+            except ApiError as error:
+                said.warn(f"An Event could not be posted and is dropped: {error}")
+            else:
+                said.settled("Events are posted again.")
+
+    def _event(self, notice: Notice) -> Object:
+        subject = notice.subject
+        return {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {
+                # A name may have 253 characters, and the object's name alone may have them.
+                "name": f"{subject.name[:200].rstrip('.-')}.{uuid.uuid4().hex[:16]}",
+                "namespace": subject.namespace or "default",
+            },
+            "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "reportingController": CONTROLLER,
+            "reportingInstance": self._instance,
+            "action": "Plan",
+            "reason": notice.reason.value,
+            "type": "Warning" if notice.is_warning else "Normal",
+            "note": shorten(notice.note, MAX_NOTE),
+            "regarding": {
+                "apiVersion": subject.api_version,
+                "kind": subject.kind,
+                "name": subject.name,
+                "uid": subject.uid,
+                **({"namespace": subject.namespace} if subject.namespace else {}),
+            },
+        }

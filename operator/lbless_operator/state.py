@@ -1,0 +1,257 @@
+"""Everything the operator knows, and whom a piece of news concerns.
+
+Owned by the reconciler's thread alone. News come in as `Seen` and `Listing`; out go the keys of the
+ClusterIPs to look at again, and what is known of one of them as a `Situation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lbless_api.clusterip import PodWorkload, ServiceWorkload
+from lbless_api.node import NodeStatus
+from lbless_api.refusal import Taken, refusal
+from lbless_operator import taken
+from lbless_operator.agents import Agents, Freshness
+from lbless_operator.claims import Claims
+from lbless_operator.confirmations import Confirmations
+from lbless_operator.decision import Situation
+from lbless_operator.eligibility import Candidate, judge
+from lbless_operator.facts import (
+    AgentFact,
+    ClusterIPFact,
+    Kind,
+    LeaseFact,
+    NodeFact,
+    PodFact,
+    RangeFact,
+    Scope,
+    Seen,
+    SliceFact,
+    renewal_time,
+)
+from lbless_operator.shelf import Change, Shelf
+from lbless_operator.workloads import Workloads
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A completed LIST of a scope, asked for at `began`; `version` is the resource version of the whole."""
+
+    scope: Scope
+    began: float
+    version: int
+    objects: tuple[Seen, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The time of a piece of news: monotonic seconds, and seconds since 1970."""
+
+    now: float
+    wall: float
+
+
+class State:
+    """The view of the cluster."""
+
+    def __init__(self, api_server: str, lease_namespace: str, started: float) -> None:
+        self._api_server = api_server
+        self.base_scopes = frozenset(
+            {
+                Scope(Kind.CLUSTERIP),
+                Scope(Kind.NODE),
+                Scope(Kind.AGENT),
+                Scope(Kind.SERVICE_RANGE),
+                Scope(Kind.LEASE, lease_namespace),
+            }
+        )
+        self._listed: set[Scope] = set()
+        self._shelves = {kind: Shelf() for kind in Kind}
+        self._claims = Claims()
+        self._workloads = Workloads()
+        self._agents = Agents(started)
+        self.confirmations = Confirmations()
+        self._candidates: tuple[Candidate, ...] | None = None
+        self._taken: Taken | None = None
+        self._consequences: Mapping[Kind, Callable[[Change, Clock], set[str]]] = {
+            Kind.CLUSTERIP: self._tell_clusterip,
+            Kind.NODE: self._tell_everyone,
+            Kind.SERVICE_RANGE: self._tell_everyone,
+            Kind.AGENT: self._tell_agent,
+            Kind.LEASE: self._tell_lease,
+            Kind.POD: self._tell_pod,
+            Kind.SLICE: self._tell_slice,
+        }
+
+    @property
+    def keys(self) -> set[str]:
+        """All ClusterIPs."""
+        return self._claims.keys()
+
+    def scopes(self) -> frozenset[Scope]:
+        """The collections that matter: pods and slices only where a ClusterIP asks for them."""
+        wanted = set(self.base_scopes)
+        for fact in self._claims.facts():
+            match fact.spec.workload if fact.spec else None:
+                case PodWorkload():
+                    wanted.add(Scope(Kind.POD, fact.identity.namespace))
+                case ServiceWorkload():
+                    wanted.add(Scope(Kind.SLICE, fact.identity.namespace))
+        return frozenset(wanted)
+
+    def keep_only(self, scopes: frozenset[Scope]) -> None:
+        """Forget the collections that are not among these."""
+        for scope in self._listed - scopes:
+            self._listed.discard(scope)
+            self._shelves[scope.kind].drop_namespace(scope.namespace)
+            self._workloads.drop_namespace(scope.kind, scope.namespace)
+
+    def is_complete(self, scopes: frozenset[Scope]) -> bool:
+        """Whether each of these was listed; before that nothing may be decided."""
+        return scopes <= self._listed
+
+    def learn(self, seen: Seen, clock: Clock) -> set[str]:
+        """Take in an event; return the ClusterIPs that it concerns."""
+        change = self._shelves[seen.kind].put(seen)
+        return self._consequences[seen.kind](change, clock) if change else set()
+
+    def learn_listing(self, listing: Listing, clock: Clock) -> set[str]:
+        """Take in a completed LIST; return the ClusterIPs that its news concern."""
+        scope = listing.scope
+        concerned: set[str] = set()
+        for change in self._shelves[scope.kind].replace(scope.namespace, listing.version, listing.objects):
+            concerned |= self._consequences[scope.kind](change, clock)
+        self._listed.add(scope)
+        if scope.kind is Kind.LEASE:
+            self._agents.listed(listing.began)
+        return concerned
+
+    def tick(self, now: float) -> tuple[set[str], bool]:
+        """Judge which agents are fresh; return the ClusterIPs concerned, and whether a LIST is needed."""
+        changed, unsure = self._agents.tick(self._node_names(), now)
+        if changed:
+            self._candidates = None
+        return (self.keys if changed else set()), unsure
+
+    def confirm(self) -> set[str]:
+        """Compare what nodes report with what is expected; return the ClusterIPs for which that changed."""
+        return self._claims.keys_of(self.confirmations.evaluate())
+
+    def nodes(self) -> Sequence[NodeFact]:
+        """All Nodes."""
+        return [fact for fact in self._shelves[Kind.NODE].facts() if isinstance(fact, NodeFact)]
+
+    def situation(self, key: str, now: float, timestamp: str) -> Situation | None:
+        """Everything that decides about a ClusterIP; None if it is deleted."""
+        fact = self._claims.get(key)
+        if fact is None:
+            return None
+        memory = self._claims.memory(fact)
+        named = {a.node for a in memory.status.assignments}
+        readiness = self._workloads.readiness(key)
+        candidates = self._all_candidates()
+        known = {c.name for c in candidates}
+        extra = (self._candidate(name) for name in sorted(named - known))
+        uid = fact.identity.uid
+        return Situation(
+            fact=fact,
+            current=memory.status,
+            tampered=memory.tampered,
+            older=self._claims.older(key),
+            refusal=refusal(fact.address, self._all_taken()) if fact.address else None,
+            verdicts=tuple(
+                judge(fact.spec, candidate, readiness, named=candidate.name in named)
+                for candidate in (*candidates, *extra)
+            )
+            if fact.spec
+            else (),
+            readiness=readiness,
+            confirmations={node: self.confirmations.of(node, uid) for node in self.confirmations.nodes()},
+            fresh=frozenset(c.name for c in candidates if c.freshness is Freshness.FRESH),
+            epoch_age_seconds=now - memory.since,
+            now=timestamp,
+        )
+
+    def _tell_clusterip(self, change: Change, clock: Clock) -> set[str]:
+        seen, old = change.seen, change.old
+        fact = seen.fact if isinstance(seen.fact, ClusterIPFact) else None
+        concerned = self._claims.learn(seen.key, fact, clock.now)
+        self._workloads.follow(seen.key, seen.namespace, fact.spec.workload if fact and fact.spec else None)
+        if isinstance(old, ClusterIPFact) and (fact is None or fact.identity.uid != old.identity.uid):
+            self.confirmations.forget(old.identity.uid)
+        if fact:
+            self.confirmations.expect(fact.identity.uid, fact.status.epoch)
+        return concerned
+
+    def _tell_everyone(self, change: Change, _clock: Clock) -> set[str]:
+        """A Node or a range: any ClusterIP may be concerned."""
+        if change.seen.fact == change.old:
+            return set()
+        self._candidates = self._taken = None
+        return self.keys
+
+    def _tell_agent(self, change: Change, _clock: Clock) -> set[str]:
+        report = change.seen.fact.report if isinstance(change.seen.fact, AgentFact) else None
+        before = change.old.report if isinstance(change.old, AgentFact) else None
+        if report == before:
+            return set()
+        concerned = self._claims.keys_of(self.confirmations.report(change.seen.name, report))
+        if (report.interfaces if report else None) != (before.interfaces if before else None):
+            self._candidates = self._taken = None
+            concerned |= self.keys
+        return concerned
+
+    def _tell_lease(self, change: Change, clock: Clock) -> set[str]:
+        """Nobody is concerned before `tick` finds that a node's freshness is another."""
+        lease = change.seen.fact
+        if isinstance(lease, LeaseFact):
+            renewed = renewal_time(lease.renewed)
+            age = clock.wall - renewed.timestamp() if renewed else None
+            self._agents.renewed(lease.node, lease.renewed, age, clock.now)
+        elif isinstance(change.old, LeaseFact):
+            self._agents.removed(change.old.node, clock.now)
+        return set()
+
+    def _tell_pod(self, change: Change, _clock: Clock) -> set[str]:
+        seen = change.seen
+        pod = seen.fact if isinstance(seen.fact, PodFact) else None
+        return self._workloads.pod(seen.namespace, seen.name, pod)
+
+    def _tell_slice(self, change: Change, _clock: Clock) -> set[str]:
+        seen = change.seen
+        endpoints = seen.fact if isinstance(seen.fact, SliceFact) else None
+        return self._workloads.slice(seen.namespace, seen.name, endpoints)
+
+    def _all_candidates(self) -> tuple[Candidate, ...]:
+        if self._candidates is None:
+            self._candidates = tuple(self._candidate(name) for name in sorted(self._node_names()))
+        return self._candidates
+
+    def _candidate(self, name: str) -> Candidate:
+        node = self._shelves[Kind.NODE].get(name)
+        return Candidate(
+            name=name,
+            node=node if isinstance(node, NodeFact) else None,
+            freshness=self._agents.freshness(name),
+            report=self._report(name),
+        )
+
+    def _report(self, node: str) -> NodeStatus | None:
+        fact = self._shelves[Kind.AGENT].get(node)
+        return fact.report if isinstance(fact, AgentFact) else None
+
+    def _all_taken(self) -> Taken:
+        if self._taken is None:
+            reports = {name: self._report(name) for name in self._shelves[Kind.AGENT]}
+            self._taken = taken.collect(
+                self._api_server,
+                self.nodes(),
+                {name: report for name, report in reports.items() if report},
+                (f for f in self._shelves[Kind.SERVICE_RANGE].facts() if isinstance(f, RangeFact)),
+            )
+        return self._taken
+
+    def _node_names(self) -> frozenset[str]:
+        return frozenset(self._shelves[Kind.NODE]) | frozenset(self._shelves[Kind.AGENT])

@@ -1,0 +1,152 @@
+"""Watches by kopf: its low-level event handlers put what they see into the mailbox, and do nothing else.
+
+Owns kopf's settings, credentials, thread and restarts. kopf loses deletions when it lists anew, and drops
+exceptions of handlers, so nothing may depend on an event: the lister makes right what is missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+
+import kopf
+from kubernetes import client
+
+from lbless_api.fields import Invalid
+from lbless_edge.backoff import Backoff
+from lbless_operator.facts import Kind, Scope
+from lbless_operator.lister import Lister
+from lbless_operator.mailbox import Mailbox
+from lbless_operator.said import Said
+from lbless_operator.sources import SOURCES, read
+
+SCOPED = frozenset({Kind.POD, Kind.SLICE})
+"""Kinds of which only some namespaces matter."""
+RETRY_SECONDS = (0.5, 1, 2, 2, 2)
+WELL_SECONDS = 60.0
+"""kopf that ran so long was well: what ends it then is another failure than the last."""
+
+_log = logging.getLogger("lbless.operator")
+
+
+class Watches:
+    """Watches of some kinds, in all namespaces or in one: kopf knows no mixture, so there are two of these."""
+
+    def __init__(
+        self,
+        kinds: Collection[Kind],
+        namespace: str,
+        mailbox: Mailbox,
+        lister: Lister,
+        credentials: Callable[[], client.Configuration],
+        stop: threading.Event,
+    ) -> None:
+        """`namespace` empty: all. `credentials` are read anew when the API server accepts them no longer."""
+        self._namespace = namespace
+        self._mailbox = mailbox
+        self._lister = lister
+        self._credentials = credentials
+        self._stop = stop
+        self._settings = _settings(kinds)
+        self._registry = self._register(kinds)
+        self._running: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        """Watch until the stop event is set; `cut` makes it see that at once."""
+        backoff, said = Backoff(base_seconds=1.0), Said(_log)
+        while not self._stop.is_set():
+            began = time.monotonic()
+            try:
+                asyncio.run(self._watch())
+            except Exception as error:  # noqa: BLE001 - whatever ends kopf, LISTs go on and it is started again
+                said.warn(f"Watches failed and begin anew: {_describe(error)}")
+            if time.monotonic() - began > WELL_SECONDS:
+                backoff.succeeded()
+            if not self._stop.wait(backoff.failed()):
+                self._lister.request_round()
+
+    def cut(self) -> None:
+        """End kopf, from another thread, after setting the stop event."""
+        with self._lock:
+            if self._running:
+                loop, flag = self._running
+                loop.call_soon_threadsafe(flag.set)
+
+    async def _watch(self) -> None:
+        flag = asyncio.Event()
+        with self._lock:
+            self._running = (asyncio.get_running_loop(), flag)
+        try:
+            if not self._stop.is_set():
+                await kopf.operator(
+                    registry=self._registry,
+                    settings=self._settings,
+                    standalone=True,
+                    clusterwide=not self._namespace,
+                    namespaces=[self._namespace] if self._namespace else [],
+                    stop_flag=flag,
+                )
+        finally:
+            with self._lock:
+                self._running = None
+
+    def _register(self, kinds: Collection[Kind]) -> kopf.OperatorRegistry:
+        registry = kopf.OperatorRegistry()
+        kopf.on.login(registry=registry, id="credentials")(self._login)
+        for kind in kinds:
+            kopf.on.event(*SOURCES[kind].resource, registry=registry, id=kind.lower(), param=kind)(self._tell)
+        return registry
+
+    async def _tell(self, *, event: kopf.RawEvent, param: Any = None, **_: Any) -> None:
+        kind, obj = Kind(param), event["object"]
+        if event["type"] is None:
+            # kopf lists anew: what was deleted meanwhile it does not tell.
+            self._lister.request_round()
+        if kind in SCOPED and Scope(kind, obj["metadata"]["namespace"]) not in self._lister.scopes:
+            return
+        try:
+            self._mailbox.put(read(kind, obj, deleted=event["type"] == "DELETED"))
+        except Invalid as error:
+            _log.warning("An event of kind %s is ignored: %s", kind, error)
+
+    async def _login(self, **_: Any) -> kopf.ConnectionInfo:
+        configuration = self._credentials()
+        token = configuration.get_api_key_with_prefix("BearerToken") or ""
+        return kopf.ConnectionInfo(
+            server=configuration.host,
+            ca_path=configuration.ssl_ca_cert,
+            insecure=not configuration.verify_ssl,
+            scheme="Bearer" if token else None,
+            token=token.removeprefix("Bearer ") or None,
+            certificate_path=configuration.cert_file,
+            private_key_path=configuration.key_file,
+        )
+
+
+def _settings(kinds: Collection[Kind]) -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.scanning.disabled = True  # else it lists and watches CRDs and namespaces
+    settings.posting.enabled = False
+    settings.watching.server_timeout = 300
+    settings.watching.chunk_size = 500
+    settings.networking.request_timeout = 30
+    settings.networking.connect_timeout = 5
+    settings.networking.error_backoffs = RETRY_SECONDS  # the default grows to minutes after an outage
+    settings.process.ultimate_exiting_timeout = None  # it would kill this whole process
+    for kind in kinds:
+        source = SOURCES[kind]
+        if source.field_selector:
+            settings.watching.field_selectors[source.resource] = source.field_selector
+        if source.label_selector:
+            settings.watching.label_selectors[source.resource] = source.label_selector
+    return settings
+
+
+def _describe(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}{': ' + lines[0][:300] if lines else ''}"

@@ -1,0 +1,124 @@
+"""How many ready pods or endpoints each ClusterIP has on each node, kept current pod by pod.
+
+A change that alters no count of any ClusterIP names none, and so causes no reconcile. Which namespaces'
+pods and slices are kept at all is the state's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from lbless_api.clusterip import PodWorkload, ServiceWorkload
+from lbless_operator.eligibility import Readiness
+from lbless_operator.facts import Kind, PodFact, SliceFact
+
+Workload = PodWorkload | ServiceWorkload
+
+
+class _Counts:
+    """One ClusterIP's matching pods: all of them, and the ready ones by node."""
+
+    def __init__(self, selector: PodWorkload) -> None:
+        self.workload = selector
+        self.matching = 0
+        self.ready: Counter[str] = Counter()
+
+    def add(self, pod: PodFact, sign: int) -> tuple[bool, str]:
+        """Count a pod in or out; return whether it matches, and the node that it is ready on."""
+        if not self.workload.selector.matches(pod.labels):
+            return False, ""
+        self.matching += sign
+        if pod.ready:
+            self.ready[pod.node] += sign
+            if not self.ready[pod.node]:
+                del self.ready[pod.node]
+        return True, pod.node if pod.ready else ""
+
+
+class Workloads:
+    """The workloads of all ClusterIPs, by their keys ``namespace/name``."""
+
+    def __init__(self) -> None:
+        self._pods: dict[str, dict[str, PodFact]] = {}
+        self._slices: dict[str, dict[str, SliceFact]] = {}
+        self._counts: dict[str, dict[str, _Counts]] = {}
+        self._services: dict[tuple[str, str], set[str]] = {}
+        self._of: dict[str, tuple[str, Workload]] = {}
+
+    def follow(self, key: str, namespace: str, workload: Workload | None) -> None:
+        """Count for a ClusterIP from now on; None: no longer."""
+        if self._of.get(key) == (namespace, workload):
+            return
+        self._forget(key)
+        if isinstance(workload, PodWorkload):
+            counts = _Counts(workload)
+            for pod in self._pods.get(namespace, {}).values():
+                counts.add(pod, 1)
+            self._counts.setdefault(namespace, {})[key] = counts
+            self._of[key] = (namespace, workload)
+        elif isinstance(workload, ServiceWorkload):
+            self._services.setdefault((namespace, workload.name), set()).add(key)
+            self._of[key] = (namespace, workload)
+
+    def pod(self, namespace: str, name: str, fact: PodFact | None) -> set[str]:
+        """A pod is now so, or None: gone. Return the ClusterIPs for which that matters."""
+        pods = self._pods.setdefault(namespace, {})
+        old = pods.pop(name, None)
+        if fact:
+            pods[name] = fact
+        affected = set()
+        for key, counts in self._counts.get(namespace, {}).items():
+            before = counts.add(old, -1) if old else (False, "")
+            after = counts.add(fact, 1) if fact else (False, "")
+            # Whether any pod matches at all is part of a message, so the first and the last count too.
+            if before[1] != after[1] or (before[0] != after[0] and counts.matching <= 1):
+                affected.add(key)
+        return affected
+
+    def slice(self, namespace: str, name: str, fact: SliceFact | None) -> set[str]:
+        """An EndpointSlice is now so, or None: gone. Return the ClusterIPs for which that matters."""
+        slices = self._slices.setdefault(namespace, {})
+        old = slices.pop(name, None)
+        if fact:
+            slices[name] = fact
+        affected: set[str] = set()
+        for one in (old, fact):
+            if one and old != fact:
+                affected |= self._services.get((namespace, one.service), set())
+        return affected
+
+    def drop_namespace(self, kind: Kind, namespace: str) -> None:
+        """Forget a namespace's pods or slices: no ClusterIP asks for them any more."""
+        if kind is Kind.POD:
+            self._pods.pop(namespace, None)
+        else:
+            self._slices.pop(namespace, None)
+
+    def readiness(self, key: str) -> Readiness:
+        """What is ready for a ClusterIP."""
+        followed = self._of.get(key)
+        if followed is None:
+            return Readiness()
+        namespace, workload = followed
+        if isinstance(workload, PodWorkload):
+            counts = self._counts[namespace][key]
+            return Readiness(dict(counts.ready), counts.matching > 0)
+        slices = [s for s in self._slices.get(namespace, {}).values() if s.service == workload.name]
+        return Readiness(_count_endpoints(slices), bool(slices))
+
+    def _forget(self, key: str) -> None:
+        followed = self._of.pop(key, None)
+        if followed is None:
+            return
+        namespace, workload = followed
+        if isinstance(workload, PodWorkload):
+            self._counts[namespace].pop(key, None)
+        else:
+            self._services[namespace, workload.name].discard(key)
+
+
+def _count_endpoints(slices: Iterable[SliceFact]) -> dict[str, int]:
+    """Ready endpoints by node; one that is in two slices of a dual-stack Service counts once."""
+    endpoints = frozenset().union(*(s.ready for s in slices))
+    return dict(Counter(node for node, _ in endpoints))
