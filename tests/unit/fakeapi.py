@@ -44,7 +44,8 @@ class FakeApi:
             self.version += 1
             old = self.objects.get(name)
             uid = old["metadata"]["uid"] if old else f"uid-{name}-{self.version}"
-            obj = {"metadata": {"name": name, "uid": uid, "resourceVersion": str(self.version)}, **fields}
+            metadata = {"name": name, "uid": uid, "resourceVersion": str(self.version)}
+            obj = {**fields, "metadata": metadata | fields.get("metadata", {})}
             self.objects[name] = obj
             self._record("MODIFIED" if old else "ADDED", obj)
         return obj
