@@ -167,7 +167,7 @@ def test_an_engine_that_does_not_work_here_is_not_touched_and_is_asked_again_lat
     assert faults == {vip(1).ip: "The memory engine does not work here: The kernel lacks nf_tables."}
     assert engine.applies == 0
     engine.available = True
-    programming.check()
+    programming.check(audit=True)
     assert programming.program(by_ip(vip(1)), PODS, 1.0) == {}
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lbless_api.fields import Invalid
+from lbless_api.node import EngineReport
 from lbless_api.state import APPLIED, DEFAULT_DIRECTORY, DESIRED, Intent
 from lbless_edge.process import (
     Fatal,
@@ -102,7 +103,7 @@ def _reconciler(options: argparse.Namespace) -> Iterator[tuple[Reconciler, Engin
     try:
         engine = _engine()
         try:
-            reconciler = Reconciler(options.node, directory, engine, files.boot_id())
+            reconciler = _reconciler_of(options, engine)
             yield reconciler, engine
             reconciler.close()
         finally:
@@ -111,6 +112,16 @@ def _reconciler(options: argparse.Namespace) -> Iterator[tuple[Reconciler, Engin
         raise Fatal(str(error)) from None
     finally:
         os.close(lock)
+
+
+def _reconciler_of(options: argparse.Namespace, engine: Engine) -> Reconciler:
+    """Also tell sync why, where the engine cannot work at all: it outlives this process."""
+    try:
+        return Reconciler(options.node, options.state_dir, engine, files.boot_id())
+    except EngineError as error:
+        useless = EngineReport(engine.name, False, str(error))
+        Reporter(options.state_dir, files.boot_id()).report(Outcome(), useless, {})
+        raise
 
 
 def _engine() -> Engine:

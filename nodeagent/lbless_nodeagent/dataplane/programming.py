@@ -40,7 +40,8 @@ class Programming:
         """Read what the engine holds of an earlier process; raises EngineError."""
         self._engine = engine
         self.report: EngineReport = engine.probe()
-        found = engine.installed() if self.report.available else None
+        # Where this fails, nothing will ever work; where only the probe does, what is there stays.
+        found = engine.installed()
         self.installed: Vips = dict(found.vips) if found else {}
         self.local_sources = found.local_sources if found else frozenset()
         self._applied: Wanted | None = None
@@ -72,8 +73,9 @@ class Programming:
         self.installed, self._applied = {}, None
 
     def check(self, *, audit: bool = False) -> None:
-        """Find out whether the kernel still holds what was applied; `audit` reads all of it back."""
-        if not self.report.available:
+        """Find out whether the kernel still holds what was applied; `audit` reads all of it back, and tries
+        again whether the engine works here if it did not."""
+        if audit and not self.report.available:
             self.report = self._engine.probe()
         try:
             self._intact = self._engine.audit() if audit else self._engine.verify()
