@@ -45,6 +45,7 @@ class Capture:
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._ready = threading.Event()
+        self._captures = False
         self._drops: int | None = None
 
     def __enter__(self) -> Frames:
@@ -55,10 +56,10 @@ class Capture:
         output = cast(TextIO, self._process.stdout).buffer
         self._reader = threading.Thread(target=self._read, args=(output,), daemon=True)
         self._reader.start()
-        if not self._ready.wait(START_SECONDS):
+        if not self._ready.wait(START_SECONDS) or not self._captures:
             self._kill()
             raise LabError(
-                f"cannot capture on {self._interface} of {self._host.namespace}: {self._last_words()}"
+                f"cannot capture on {self._interface} of {self._host.namespace}: {self._host.last_words('capture')}"
             )
         return self._frames
 
@@ -75,7 +76,7 @@ class Capture:
             return
         where = f"the capture on {self._interface} of {self._host.namespace}"
         if self._drops is None:
-            raise LabError(f"{where} broke off: {self._last_words()}")
+            raise LabError(f"{where} broke off: {self._host.last_words('capture')}")
         if self._drops:
             raise LabError(
                 f"{where} lost {self._drops} frames, so it proves nothing: try again on a calmer machine"
@@ -87,11 +88,13 @@ class Capture:
             time_ns, kind, length = RECORD.unpack(header)
             content = stream.read(length)
             if kind == READY:
+                self._captures = True
                 self._ready.set()
             elif kind == END:
                 _, self._drops = STATISTICS.unpack(content)
             elif self._flooded or kind != Arrival.OTHERHOST:
                 self._frames.append(parse(time_ns, kind, content))
+        self._ready.set()  # it will never be: whoever waits for it need not
 
     def _kill(self) -> None:
         if self._process is None or self._reader is None:
@@ -103,7 +106,3 @@ class Capture:
             if stream is not None:
                 stream.close()
         self._process = None
-
-    def _last_words(self) -> str:
-        said = self._host.log("capture").read_text().strip().splitlines()
-        return said[-1] if said else "nothing said"

@@ -313,9 +313,8 @@ class ControlPlane(Objects):
         """Return False. Raises LabError if a program has ended, with what it said last."""
         for name, process in self._running.items():
             if process.poll() is not None:
-                log = self._host.log(name)
-                said = log.read_text().strip().splitlines() or ["nothing said"]
                 raise LabError(
-                    f"{name} ended with exit code {process.returncode}: {said[-1]} (its log is {log})"
+                    f"{name} ended with exit code {process.returncode}: {self._host.last_words(name)} "
+                    f"(its log is {self._host.log(name)})"
                 )
         return False

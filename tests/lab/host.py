@@ -103,9 +103,9 @@ class Host:
         except subprocess.TimeoutExpired:
             raise LabError(f"`{' '.join(command)}` on {self.namespace} took over {timeout:g} s") from None
         if check and done.returncode != 0:
-            said = (done.stderr or done.stdout).strip().splitlines() or ["nothing said"]
             raise LabError(
-                f"`{' '.join(command)}` on {self.namespace} failed with exit code {done.returncode}: {said[-1]}"
+                f"`{' '.join(command)}` on {self.namespace} failed with exit code {done.returncode}: "
+                f"{complaint(done.stderr or done.stdout)}"
             )
         return done
 
@@ -144,6 +144,10 @@ class Host:
         """Return the file that takes the output of a program."""
         return self.directory / f"{self.name}-{Path(program).name}.log"
 
+    def last_words(self, program: str | os.PathLike[str]) -> str:
+        """Return the last line of a program's output."""
+        return (self.log(program).read_text().strip().splitlines() or ["nothing said"])[-1]
+
     def close(self) -> None:
         """Kill what `popen` has started and still runs, with its process group; more calls do nothing."""
         for process in self._started:
@@ -155,3 +159,12 @@ class Host:
     def inside(self, program: str, *arguments: str) -> list[str]:
         """Return the command line of one of the lab's own programs in `inside/`."""
         return [sys.executable, "-S", "-E", str(INSIDE / f"{program}.py"), *arguments]
+
+
+def complaint(output: str) -> str:
+    """Return the line of a failed program's output that a person wants: the first with "error:", else the last.
+
+    Some programs show the place of the error after it (nft), some the way to it before (Python).
+    """
+    lines = output.strip().splitlines() or ["nothing said"]
+    return next((line for line in lines if "error:" in line.lower()), lines[-1]).strip()

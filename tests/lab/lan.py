@@ -21,6 +21,15 @@ BACK = "10.82.0.0/16"
 # Behind the router too. Their first bit is set, and hash functions that shift addresses care.
 FAR = ("192.0.2", "198.51.100", "203.0.113")
 MAXIMUM_NODES = 64
+# Any rule that asks for a connection's state makes the kernel track connections; this one changes nothing else.
+TRACKING = """
+table ip lab {
+  chain track {
+    type filter hook prerouting priority 0
+    ct state new counter
+  }
+}
+"""
 
 
 class Lan:
@@ -152,10 +161,7 @@ class Lan:
 
     def enable_conntrack(self, host: Host) -> None:
         """Make the kernel track connections on a host: it does so only where some rule asks for their state."""
-        rules = (
-            "table ip lab { chain track { type filter hook prerouting priority 0; ct state new counter } }"
-        )
-        host.run(["nft", "-f", "-"], stdin=rules)
+        host.run(["nft", "-f", "-"], stdin=TRACKING)
 
     def conntrack(self, host: Host, address: str) -> list[str]:
         """Return the host's conntrack entries that mention an address, as the kernel prints them."""

@@ -102,7 +102,10 @@ class Objects(ABC):
         ready: bool = True,
         ip: str | None = None,
     ) -> Object:
-        """Create a running Pod on a node with an address (by default one that no other pod has)."""
+        """Create a running Pod on a node with an address (by default one that no other pod has).
+
+        It becomes an endpoint of Services only where the Node object exists.
+        """
         body = {
             "metadata": {"name": name, "labels": dict(labels or {})},
             "spec": {"nodeName": node, "containers": [{"name": "main", "image": IMAGE}]},

@@ -50,8 +50,7 @@ def await_ready(host: Host, server: subprocess.Popen[str]) -> None:
     assert server.stdout is not None
     readable, _, _ = select.select([server.stdout], [], [], START_SECONDS)
     if not readable or server.stdout.readline() != "ready\n":
-        said = host.log("servers").read_text().strip().splitlines() or ["nothing said"]
-        raise LabError(f"the servers of {host.namespace} do not start: {said[-1]}")
+        raise LabError(f"the servers of {host.namespace} do not start: {host.last_words('servers')}")
 
 
 def stop(server: subprocess.Popen[str]) -> None:

@@ -118,9 +118,9 @@ class Running:
             raise
         outcomes = [tuple(json.loads(line)) for line in written.splitlines()]
         if self.process.returncode != 0 or len(outcomes) != self.count:
-            said = self.host.log("traffic").read_text().strip().splitlines() or ["nothing said"]
             raise LabError(
-                f"traffic from {self.host.namespace} broke off after {len(outcomes)} of {self.count}: {said[-1]}"
+                f"traffic from {self.host.namespace} broke off after {len(outcomes)} of {self.count}: "
+                f"{self.host.last_words('traffic')}"
             )
         return outcomes
 

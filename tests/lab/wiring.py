@@ -8,10 +8,11 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
+from itertools import count
 
 from lab.claim import NAMESPACES
 from lab.errors import LabError
-from lab.host import INSIDE, Port
+from lab.host import INSIDE, Port, complaint
 
 # No neighbour discovery, no router solicitations: nothing on the wire but what a test sends. The others are what
 # the kernel starts with, written because a new namespace inherits them from a machine that may have other defaults.
@@ -33,6 +34,9 @@ class Wiring:
         self._settings: dict[str, dict[str, str]] = {}
         self._links: list[str] = []
         self._inside: dict[str, list[str]] = defaultdict(list)
+        # Numbers that no other end of a cable has. The kernel takes the carrier of an interface whose number equals
+        # its peer's for that of a physical one, and then lets up to a second pass before it believes it.
+        self._numbers = count(1001)
 
     def namespace(self, name: str, settings: Mapping[str, str] | None = None) -> None:
         """Plan a namespace with its kernel settings ("net/ipv4/ip_forward": "1")."""
@@ -51,8 +55,8 @@ class Wiring:
     def plug(self, namespace: str, port: Port, bridge_namespace: str, bridge: str, socket: str) -> None:
         """Plan a cable from an interface of a host to `socket`, a port of a bridge."""
         self._links.append(
-            f"link add name {port.interface} address {port.mac} netns {namespace}"
-            f" type veth peer name {socket} netns {bridge_namespace}"
+            f"link add name {port.interface} index {next(self._numbers)} address {port.mac} netns {namespace}"
+            f" type veth peer name {socket} index {next(self._numbers)} netns {bridge_namespace}"
         )
         self._inside[bridge_namespace].append(f"link set {socket} master {bridge} up")
         self._address(namespace, port)
@@ -60,8 +64,9 @@ class Wiring:
     def cross(self, namespace: str, port: Port, other_namespace: str, other_port: Port) -> None:
         """Plan a cable between two hosts."""
         self._links.append(
-            f"link add name {port.interface} address {port.mac} netns {namespace}"
-            f" type veth peer name {other_port.interface} address {other_port.mac} netns {other_namespace}"
+            f"link add name {port.interface} index {next(self._numbers)} address {port.mac} netns {namespace}"
+            f" type veth peer name {other_port.interface} index {next(self._numbers)} address {other_port.mac}"
+            f" netns {other_namespace}"
         )
         self._address(namespace, port)
         self._address(other_namespace, other_port)
@@ -82,9 +87,7 @@ class Wiring:
             timeout=30,
         )
         if written.returncode != 0:
-            raise LabError(
-                f"cannot write kernel settings of the lab: {written.stderr.strip().splitlines()[-1]}"
-            )
+            raise LabError(f"cannot write kernel settings of the lab: {complaint(written.stderr)}")
         _ip([], self._links)
         for name, lines in self._inside.items():
             _ip(["-netns", name], lines)
@@ -107,5 +110,4 @@ def _ip(options: list[str], lines: list[str]) -> None:
         timeout=60,
     )
     if done.returncode != 0:
-        complaint = done.stderr.strip().splitlines() or ["nothing said"]
-        raise LabError(f"cannot wire the lab ({' '.join(['ip', *options])}): {complaint[0]}")
+        raise LabError(f"cannot wire the lab ({' '.join(['ip', *options])}): {complaint(done.stderr)}")
