@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+from lbless_api.buckets import BucketSet
 from lbless_api.hashing import MAX_BUCKETS, HashFunction, HashMode
 from lbless_api.node import EngineReport
 from lbless_nodeagent.dataplane.engine import NOTHING, Capabilities, EngineError, Vip, Wanted
@@ -81,11 +82,10 @@ class NftablesEngine:
                 f"{vip.ip}: interface {vip.interface!r} cannot be written in a rule: "
                 f"rename it to letters, digits and _ . @ + - only."
             )
-        if not vip.owned.issubset(type(vip.owned).full(vip.hash.buckets)):
-            return (
-                f"{vip.ip}: buckets {vip.owned} are not all below {vip.hash.buckets}: correct the assignment."
-            )
-        return CAPABILITIES.refusal(self.name, vip)
+        refused = CAPABILITIES.refusal(self.name, vip)
+        if refused is None and not vip.owned.issubset(BucketSet.full(vip.hash.buckets)):
+            return f"{vip.ip}: buckets {vip.owned} are not all below {vip.hash.buckets}: correct the assignment."
+        return refused
 
     def probe(self) -> EngineReport:
         """Try everything that is needed, leave nothing behind, and say what is missing. Never raises.
