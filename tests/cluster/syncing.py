@@ -1,0 +1,172 @@
+"""lbless-sync as a process against a real API server, and what stands in for dataplane: files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from lab.controlplane import ControlPlane
+from lab.rest import ApiError
+from lbless_api.node import EngineReport, Outstanding
+from lbless_api.state import Observed, render_observed
+from lbless_nodeagent import files
+
+NAMESPACE = "lbless-system"
+ACCOUNT = "lbless-node"
+CLUSTERIPS = "/apis/lbless.dev/v1alpha1/namespaces/default/clusterips"
+CLUSTERIPNODES = "/apis/lbless.dev/v1alpha1/clusteripnodes"
+LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
+RBAC = Path(__file__).parents[2] / "helm/lbless/rbac"
+DEADLINE_SECONDS = 20
+
+T = TypeVar("T")
+
+
+def wait_for(what: str, condition: Callable[[], T], *, seconds: float = DEADLINE_SECONDS) -> T:
+    """The first true value of `condition`; one that raises for lack of an object is asked again."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            value = condition()
+        except (ApiError, FileNotFoundError, KeyError, StopIteration):
+            value = None  # type: ignore[assignment]  # not there yet
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
+        time.sleep(0.01)
+
+
+class SyncedNode:
+    """One node: its sync as a process, its state directory, and its objects in the API."""
+
+    def __init__(self, control_plane: ControlPlane, name: str, directory: Path, kubeconfig: Path) -> None:
+        self.control_plane = control_plane
+        self.name = name
+        self.state = directory / "state"
+        self.log_path = directory / "sync.log"
+        self._kubeconfig = kubeconfig
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> SyncedNode:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def start(self, *options: str) -> None:
+        """Start lbless-sync."""
+        assert self._process is None
+        with self.log_path.open("a") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "lbless_nodeagent.sync", "--node", self.name]
+                + ["--state-dir", str(self.state), "--namespace", NAMESPACE, *options],
+                env={**os.environ, "KUBECONFIG": str(self._kubeconfig)},
+                stderr=log,
+            )
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send its process a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def stop(self) -> int:
+        """SIGTERM it; return its exit status."""
+        assert self._process is not None
+        self.signal(signal.SIGTERM)
+        status = self._process.wait(10)
+        self._process = None
+        return status
+
+    @property
+    def log(self) -> str:
+        """All that was logged."""
+        return self.log_path.read_text()
+
+    @property
+    def desired(self) -> dict[str, dict[str, Any]]:
+        """The files of desired/ that name a ClusterIP, by its name."""
+        documents = [json.loads(p.read_text()) for p in (self.state / "desired").glob("[!.]*.json")]
+        return {document["metadata"]["name"]: document for document in documents}
+
+    @property
+    def complete(self) -> bool:
+        """Whether a LIST was completed since boot."""
+        return files.read_word(self.state / "desired" / ".complete") == files.boot_id()
+
+    def observe(
+        self,
+        applied: Mapping[str, int] | None = None,
+        failures: tuple[Outstanding, ...] = (),
+        *,
+        age_seconds: float = 0,
+        foreign: int = 0,
+    ) -> None:
+        """Write observed.json as dataplane does; with None, everything that is desired is applied."""
+        if applied is None:
+            applied = {d["metadata"]["uid"]: d["status"].get("epoch", 0) for d in self.desired.values()}
+        observed = Observed(
+            boot_id=files.boot_id(),
+            boottime_seconds=files.boottime_seconds() - age_seconds,
+            kernel="6.1.0-test",
+            engines=(EngineReport("nftables", True),),
+            applied=dict(applied),
+            failures=failures,
+            counters={"foreign": foreign},
+        )
+        files.make_directory(self.state)
+        files.write_json(self.state / "observed.json", render_observed(observed))
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """Its ClusterIPNode."""
+        return self.control_plane.api("GET", f"{CLUSTERIPNODES}/{self.name}")
+
+    @property
+    def ready(self) -> dict[str, str]:
+        """Ready of its ClusterIPNode."""
+        return next(c for c in self.report["status"]["conditions"] if c["type"] == "Ready")
+
+    @property
+    def lease(self) -> dict[str, Any]:
+        """Its Lease."""
+        return self.control_plane.api("GET", f"{LEASES}/lbless-node-{self.name}")
+
+    @property
+    def node(self) -> dict[str, Any]:
+        """Its Node."""
+        return self.control_plane.api("GET", f"/api/v1/nodes/{self.name}")
+
+
+def create(control_plane: ControlPlane, name: str, number: int = 1, **spec: Any) -> dict[str, Any]:
+    """Create a ClusterIP."""
+    body = {
+        "apiVersion": "lbless.dev/v1alpha1",
+        "kind": "ClusterIP",
+        "metadata": {"name": name},
+        "spec": {"ip": f"192.0.2.{number}", **spec},
+    }
+    return control_plane.api("POST", CLUSTERIPS, body)
+
+
+def assign(control_plane: ControlPlane, name: str, epoch: int) -> None:
+    """Write the status that the operator would."""
+    assignments = [{"node": "some-node", "incarnation": 1, "buckets": "0-255", "share": 256}]
+    status = {"epoch": epoch, "assignments": assignments}
+    control_plane.api("PATCH", f"{CLUSTERIPS}/{name}/status", {"status": status})
+
+
+def delete(control_plane: ControlPlane, name: str) -> None:
+    """Delete a ClusterIP."""
+    control_plane.api("DELETE", f"{CLUSTERIPS}/{name}")

@@ -1,0 +1,374 @@
+"""lbless-sync under a token bound to its Node and with the chart's access rules, against a real API server."""
+
+from __future__ import annotations
+
+import signal
+import statistics
+import time
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.conftest import install_crds
+from cluster.syncing import (
+    ACCOUNT,
+    CLUSTERIPNODES,
+    CLUSTERIPS,
+    NAMESPACE,
+    RBAC,
+    SyncedNode,
+    assign,
+    create,
+    delete,
+    wait_for,
+)
+from lab.controlplane import ControlPlane
+from lab.lan import Lan
+from lab.progress import Silence
+from lab.rest import ApiError
+from lbless_api.digest import applied_digest
+from lbless_api.node import Outstanding
+from lbless_nodeagent import files
+
+pytestmark = [pytest.mark.root, pytest.mark.apiserver]
+
+_numbers = count(1)
+
+
+@pytest.fixture(scope="module")
+def plane() -> Iterator[ControlPlane]:
+    """Not the one that the other modules share: this one is stopped and started."""
+    with Lan("lbsync", nodes=0) as lan, ControlPlane(lan, progress=Silence()) as control_plane:
+        install_crds(control_plane)
+        control_plane.apply(RBAC)
+        yield control_plane
+
+
+@pytest.fixture
+def synced(plane: ControlPlane, tmp_path: Path) -> Iterator[SyncedNode]:
+    """A Node of its own with its sync running, dataplane alive, and no ClusterIP in the API."""
+    name = f"sync-node-{next(_numbers)}"
+    plane.make_node(name, "10.80.0.99", pod_cidr="10.244.7.0/24")
+    kubeconfig = plane.kubeconfig_for_service_account(NAMESPACE, ACCOUNT, name, outside=True)
+    with SyncedNode(plane, name, tmp_path, kubeconfig) as node:
+        node.observe({})
+        node.start()
+        wait_for("the first LIST", lambda: node.complete)
+        wait_for("the first report", lambda: node.ready)
+        yield node
+    for item in plane.api("GET", CLUSTERIPS)["items"]:
+        delete(plane, item["metadata"]["name"])
+    plane.api("DELETE", f"/api/v1/nodes/{name}")
+
+
+def test_desired_files_follow_what_users_and_the_operator_do(plane: ControlPlane, synced: SyncedNode) -> None:
+    made = create(plane, "web", hashSeed=7)
+    wait_for("the file", lambda: synced.desired["web"]["spec"]["hashSeed"] == 7)
+    assert synced.desired["web"]["metadata"]["uid"] == made["metadata"]["uid"]
+    assign(plane, "web", 3)
+    wait_for("the epoch", lambda: synced.desired["web"]["status"]["epoch"] == 3)
+    assert synced.desired["web"]["status"]["assignments"][0]["buckets"] == "0-255"
+    delete(plane, "web")
+    wait_for("the end of the file", lambda: not synced.desired)
+
+
+def test_beside_them_are_the_marks_of_completeness_intent_and_the_nodes_pod_ranges(
+    synced: SyncedNode,
+) -> None:
+    desired = synced.state / "desired"
+    assert files.read_word(desired / ".complete") == files.boot_id()
+    assert files.read_word(desired / ".intent") == "hold"
+    assert wait_for("the pod ranges", lambda: files.read_json(desired / ".node.json")) == {
+        "podCIDRs": ["10.244.7.0/24"]
+    }
+
+
+def test_what_was_deleted_while_sync_was_down_goes_when_it_is_back(
+    plane: ControlPlane, synced: SyncedNode
+) -> None:
+    create(plane, "stays", 1)
+    create(plane, "goes", 2)
+    wait_for("both files", lambda: set(synced.desired) == {"stays", "goes"})
+    assert synced.stop() == 0
+    delete(plane, "goes")
+    create(plane, "comes", 3)
+    synced.start()
+    wait_for("the present state", lambda: set(synced.desired) == {"stays", "comes"})
+
+
+def test_what_was_deleted_while_the_watch_was_cut_goes_and_nothing_changes_before(
+    plane: ControlPlane, synced: SyncedNode
+) -> None:
+    create(plane, "stays", 1)
+    create(plane, "goes", 2)
+    create(plane, "again", 3)
+    wait_for("the files", lambda: len(synced.desired) == 3)
+    before = {path.name: path.stat().st_ino for path in (synced.state / "desired").iterdir()}
+    plane.stop()
+    try:
+        wait_for("the loss of the API server", lambda: "cannot be reached" in synced.log)
+        assert {path.name: path.stat().st_ino for path in (synced.state / "desired").iterdir()} == before
+        synced.signal(signal.SIGSTOP)  # it must not be back before the deletions
+    finally:
+        plane.start()
+    delete(plane, "goes")
+    delete(plane, "again")
+    again = create(plane, "again", 4)
+    synced.signal(signal.SIGCONT)
+    wait_for("the present state", lambda: set(synced.desired) == {"stays", "again"})
+    wait_for("the new object", lambda: synced.desired["again"]["metadata"]["uid"] == again["metadata"]["uid"])
+    assert len(list((synced.state / "desired").glob("[!.]*.json"))) == 2
+
+
+def test_a_start_without_the_api_server_leaves_every_file_until_it_answers(
+    plane: ControlPlane, synced: SyncedNode
+) -> None:
+    create(plane, "stays", 1)
+    create(plane, "goes", 2)
+    wait_for("both files", lambda: len(synced.desired) == 2)
+    synced.stop()
+    delete(plane, "goes")
+    plane.stop()
+    try:
+        synced.start()
+        wait_for("the sentence", lambda: "cannot be reached" in synced.log)
+        assert set(synced.desired) == {"stays", "goes"}
+        assert synced.complete
+    finally:
+        plane.start()
+    wait_for("the present state", lambda: set(synced.desired) == {"stays"})
+
+
+def test_the_report_and_the_lease_appear_owned_by_the_node(plane: ControlPlane, synced: SyncedNode) -> None:
+    lease = wait_for("the Lease", lambda: synced.lease)
+    owner = [{"apiVersion": "v1", "kind": "Node", "name": synced.name, "uid": synced.node["metadata"]["uid"]}]
+    assert lease["metadata"]["ownerReferences"] == owner
+    assert lease["spec"]["holderIdentity"] == synced.name
+    assert lease["spec"]["leaseDurationSeconds"] == 40
+    report = synced.report
+    assert report["metadata"]["ownerReferences"] == owner
+    assert report["status"]["kernel"] == "6.1.0-test"
+    assert report["status"]["engines"] == [{"name": "nftables", "available": True, "message": ""}]
+    assert report["status"]["appliedDigest"] == applied_digest({})
+    assert (synced.ready["status"], synced.ready["reason"]) == ("True", "Applied")
+    shown = plane.kubectl("get", "cipn", synced.name).stdout
+    assert "6.1.0-test" in shown
+
+
+def test_a_deleted_node_takes_them_with_it_and_a_new_one_of_its_name_gets_its_own(
+    plane: ControlPlane, synced: SyncedNode
+) -> None:
+    wait_for("the Lease", lambda: synced.lease)
+    former = synced.report["metadata"]["uid"]
+    plane.delete_node(synced.name)
+    wait_for("the sentence", lambda: f"Node {synced.name} does not exist" in synced.log)
+
+    def gone(path: str) -> bool:
+        try:
+            plane.api("GET", path)
+        except ApiError as error:
+            return error.status == 404
+        return False
+
+    wait_for("the collection of its report", lambda: gone(f"{CLUSTERIPNODES}/{synced.name}"), seconds=40)
+    plane.make_node(synced.name, "10.80.0.99")
+    # The former token died with the former Node.
+    synced.stop()
+    plane.kubeconfig_for_service_account(NAMESPACE, ACCOUNT, synced.name, outside=True)
+    synced.observe({})
+    synced.start()
+    report = wait_for("a new report", lambda: synced.report)
+    assert report["metadata"]["uid"] != former
+    assert report["metadata"]["ownerReferences"][0]["uid"] == synced.node["metadata"]["uid"]
+
+
+def test_pending_failed_and_applied_ones_are_told_apart(plane: ControlPlane, synced: SyncedNode) -> None:
+    uids = {n: create(plane, n, i)["metadata"]["uid"] for i, n in enumerate(("a", "b", "c", "unassigned"), 1)}
+    for name in "abc":
+        assign(plane, name, 2)
+    wait_for("the files", lambda: [synced.desired[n]["status"]["epoch"] for n in "abc"] == [2, 2, 2])
+    refused = Outstanding(uids["c"], "", 0, "NoMatchingInterface", "No interface matches eth9: correct it.")
+    synced.observe({uids["a"]: 2, uids["b"]: 1}, (refused,))
+
+    def told() -> bool:
+        status = synced.report["status"]
+        return [o["uid"] for o in status["pending"]] == [uids["b"]] and len(status["failures"]) == 1
+
+    wait_for("the report", told)
+    status = synced.report["status"]
+    assert status["pending"][0]["epoch"] == 2
+    assert status["failures"] == [
+        {
+            "uid": uids["c"],
+            "clusterIP": "default/c",
+            "epoch": 2,
+            "reason": "NoMatchingInterface",
+            "message": "No interface matches eth9: correct it.",
+        }
+    ]
+    assert status["appliedDigest"] == applied_digest({uids["a"]: 2})
+    assert (synced.ready["reason"], synced.ready["status"]) == ("Failed", "False")
+    synced.observe()
+    wait_for("that all is well", lambda: synced.ready["reason"] == "Applied")
+    assert synced.report["status"]["appliedDigest"] == applied_digest({uids[n]: 2 for n in "abc"})
+
+
+def test_more_troubles_than_can_be_listed_are_accepted_by_the_api_server(
+    plane: ControlPlane, synced: SyncedNode
+) -> None:
+    troubles = tuple(Outstanding(f"u{n}", f"ns/{n}", 1, "R" * 90, "m" * 3000) for n in range(70))
+    synced.observe({}, troubles)
+    wait_for("the report", lambda: len(synced.report["status"]["failures"]) == 64)
+    assert len(synced.report["status"]["failures"][0]["message"]) == 2048
+
+
+def test_what_changes_nothing_writes_nothing_also_over_a_restart(
+    plane: ControlPlane, synced: SyncedNode
+) -> None:
+    create(plane, "web")
+    assign(plane, "web", 1)
+    wait_for("the file", lambda: synced.desired["web"]["status"]["epoch"] == 1)
+    synced.observe()
+    wait_for(
+        "the report", lambda: synced.ready["reason"] == "Applied" and not synced.report["status"]["pending"]
+    )
+    before = synced.report["metadata"]["resourceVersion"]
+    lease = wait_for("the Lease", lambda: synced.lease["spec"]["renewTime"])
+    for n in range(60):  # until a renewal of the Lease shows that time has passed
+        synced.observe(foreign=n)
+        if synced.lease["spec"]["renewTime"] != lease:
+            break
+        time.sleep(0.25)
+    else:
+        pytest.fail("the Lease was not renewed within 15 s")
+    synced.stop()
+    synced.start()
+    wait_for("the new process", lambda: synced.log.count("serves node") == 2)
+    renewed = synced.lease["spec"]["renewTime"]
+    wait_for("its first renewal", lambda: synced.lease["spec"]["renewTime"] != renewed)
+    assert synced.report["metadata"]["resourceVersion"] == before
+
+
+def test_a_change_is_reported_at_once(plane: ControlPlane, synced: SyncedNode) -> None:
+    uid = create(plane, "web")["metadata"]["uid"]
+    assign(plane, "web", 1)
+    wait_for("the file", lambda: synced.desired["web"]["status"]["epoch"] == 1)
+    synced.observe({uid: 1})
+    wait_for("the first report", lambda: synced.report["status"]["appliedDigest"] == applied_digest({uid: 1}))
+    seconds = []
+    for epoch in range(2, 7):
+        time.sleep(0.4)  # idle again: past the pace that bursts are held to
+        began = time.monotonic()
+        synced.observe({uid: epoch})
+        wanted = applied_digest({uid: epoch})
+        wait_for("the report", lambda: synced.report["status"]["appliedDigest"] == wanted)  # noqa: B023
+        seconds.append(time.monotonic() - began)
+    print(f"file to API: {', '.join(f'{s * 1000:.0f}' for s in seconds)} ms")
+    assert statistics.median(seconds) < 0.1
+
+
+def test_a_burst_of_changes_makes_a_few_writes_a_second_and_ends_with_the_last(synced: SyncedNode) -> None:
+    wait_for("the report", lambda: synced.ready)
+    began, generation = time.monotonic(), len(_patches(synced))
+    for epoch in range(1, 201):
+        synced.observe({"u": epoch})
+    wait_for("the last", lambda: synced.report["status"]["appliedDigest"] == applied_digest({"u": 200}))
+    writes, seconds = len(_patches(synced)) - generation, time.monotonic() - began
+    assert writes <= 4 * seconds + 2, f"{writes} writes in {seconds:.1f} s"
+
+
+def test_a_report_that_somebody_deleted_comes_back_with_the_next_change(
+    plane: ControlPlane, synced: SyncedNode
+) -> None:
+    former = synced.report["metadata"]["uid"]
+    plane.api("DELETE", f"{CLUSTERIPNODES}/{synced.name}")
+    synced.observe({"u": 1})
+    wait_for("it", lambda: synced.report["metadata"]["uid"] != former and synced.ready)
+    assert synced.report["metadata"]["ownerReferences"]
+
+
+def test_while_dataplane_is_silent_the_lease_is_not_renewed_and_ready_says_so(synced: SyncedNode) -> None:
+    wait_for("the Lease", lambda: synced.lease)
+    synced.observe(age_seconds=7)
+    ready = wait_for("the condition", lambda: synced.ready["reason"] == "DataplaneSilent" and synced.ready)
+    assert ready["status"] == "False"
+    assert ready["message"] == (
+        "lbless-dataplane has not written observed.json for more than 6 s. "
+        "The node's Lease is not renewed meanwhile: look at the log of lbless-dataplane."
+    )
+    renewed = synced.lease["spec"]["renewTime"]
+    version = synced.report["metadata"]["resourceVersion"]
+    time.sleep(11)  # a renewal would have been due within 10 s
+    assert synced.lease["spec"]["renewTime"] == renewed
+    assert synced.report["metadata"]["resourceVersion"] == version, "the sentence changes as time passes"
+    began = time.monotonic()
+    synced.observe()
+    wait_for("a renewal", lambda: synced.lease["spec"]["renewTime"] != renewed)
+    assert time.monotonic() - began < 1.5
+    wait_for("the condition", lambda: synced.ready["status"] == "True")
+
+
+def test_a_dataplane_that_never_spoke_is_reported_too(plane: ControlPlane, synced: SyncedNode) -> None:
+    synced.stop()
+    (synced.state / "observed.json").unlink()
+    synced.start()
+    wait_for(
+        "the condition",
+        lambda: synced.ready["message"].startswith("lbless-dataplane has not written observed.json yet."),
+    )
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_sigterm_ends_it_at_once_with_status_0(
+    plane: ControlPlane, synced: SyncedNode, reachable: bool
+) -> None:
+    if not reachable:
+        plane.stop()
+    try:
+        began = time.monotonic()
+        assert synced.stop() == 0
+        assert time.monotonic() - began < 1.5
+    finally:
+        if not reachable:
+            plane.start()
+
+
+def test_everything_was_done_with_no_request_refused_and_every_rule_used(
+    plane: ControlPlane, synced: SyncedNode
+) -> None:
+    wait_for("the Lease", lambda: synced.lease)
+    synced.stop()  # its watches end, so that they are logged
+    user = f"system:serviceaccount:{NAMESPACE}:{ACCOUNT}"
+    granted = {
+        (verb, resource)
+        for rule in _rules(RBAC / "node.yaml")
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+    def done() -> set[tuple[str, str]]:
+        return {
+            (r.verb, r.resource) for r in plane.requests() if r.user == user and r.name in {"", synced.name}
+        }
+
+    mine = [r for r in plane.requests() if r.user == user]
+    assert not [r for r in mine if r.code == 403]
+    wait_for(
+        "the end of the watches", lambda: ("watch", "nodes") in done() and ("watch", "clusterips") in done()
+    )
+    used = {(r.verb, r.resource) for r in plane.requests() if r.user == user}
+    # An apply that creates is logged as a patch, and is refused without the right to create.
+    implied = {("create", "clusteripnodes"), ("create", "leases")}
+    assert used == granted - implied
+
+
+def _patches(node: SyncedNode) -> list[object]:
+    return [r for r in node.control_plane.requests() if r.verb == "patch" and r.name == node.name]
+
+
+def _rules(path: Path) -> list[dict[str, list[str]]]:
+    documents = yaml.safe_load_all(path.read_text())
+    return [rule for document in documents for rule in document.get("rules", [])]
