@@ -23,7 +23,7 @@ def good(lbless: Installation, vip: str):
     [
         ({"ip": "10.80.1.2"}, "AddressInUse", "10.80.1.2 belongs to node n2"),
         ({"ip": "10.81.0.101"}, "AddressInUse", "10.81.0.101 belongs to node n1"),
-        ({"ip": "10.80.0.1"}, "AddressInUse", "10.80.0.1 belongs to a gateway"),
+        ({"ip": "10.80.0.1"}, "AddressInUse", "10.80.0.1 belongs to the gateway of node n"),
         ({"ip": "10.244.2.9"}, "AddressInUse", "10.244.2.9 lies in the pod range of node n2"),
         ({"ip": "10.96.0.50"}, "AddressInUse", "10.96.0.50 lies in"),
         ({"ip": "10.81.0.10"}, "AddressInUse", "API server"),

@@ -48,9 +48,12 @@ class Verdict:
 
 def tcp(lan: Lan, clusterip: ClusterIP, connections: int, *, port: int = TCP_PORT) -> Verdict:
     """Make connections, half of them through the router, and judge each by its SYN-ACKs and its answer."""
-    near, far, frames = _drive(lan, clusterip, "tcp", port, connections)
+    near, far, near_frames, far_frames = _drive(lan, clusterip, "tcp", port, connections)
+    frames = near_frames + far_frames
     expected = _owner(clusterip, port, TCP)
-    answered, asked = frames.syn_acks(), frames.syns()
+    answered = frames.syn_acks()
+    # What is sent to the address is flooded, so each SYN is seen at both places: count it at its sender's.
+    asked = _of(near, near_frames.syns()) | _of(far, far_frames.syns())
     faults = _wrong_answers([*near, *far], expected)
     faults += _wrong_senders(lan, clusterip, [*near, *far], port, answered, expected, asked)
     by_node = Counter(a.node for a in (*near, *far) if a.node)
@@ -61,7 +64,8 @@ def tcp(lan: Lan, clusterip: ClusterIP, connections: int, *, port: int = TCP_POR
 
 def udp(lan: Lan, clusterip: ClusterIP, datagrams: int, *, port: int = UDP_PORT) -> Verdict:
     """Send datagrams, half of them through the router, and judge each by its answers on the wire."""
-    near, far, frames = _drive(lan, clusterip, "udp", port, datagrams)
+    near, far, near_frames, far_frames = _drive(lan, clusterip, "udp", port, datagrams)
+    frames = near_frames + far_frames
     expected = _owner(clusterip, port, UDP)
     faults = _wrong_answers([*near, *far], expected)
     faults += _wrong_senders(lan, clusterip, [*near, *far], port, frames.udp_answers(), expected)
@@ -98,7 +102,7 @@ def echo(lan: Lan, clusterip: ClusterIP, requests: int) -> Verdict:
 
 def _drive(
     lan: Lan, clusterip: ClusterIP, protocol: str, port: int, count: int
-) -> tuple[list[Answer], list[Answer], Frames]:
+) -> tuple[list[Answer], list[Answer], Frames, Frames]:
     ip = str(clusterip.spec.ip)
     with (
         Capture(lan.client, vip=ip) as near_frames,
@@ -108,7 +112,13 @@ def _drive(
         far_running = traffic.begin(protocol, lan.routed_client, ip, port, count - count // 2)
         near, far = near_running.answers(), far_running.answers()
     # Only now, after the captures' ends, is every frame there.
-    return near, far, near_frames + far_frames
+    return near, far, near_frames, far_frames
+
+
+def _of(answers: Sequence[Answer], sent: Mapping[Flow, list[str]]) -> dict[Flow, list[str]]:
+    """The part of `sent` that these attempts sent."""
+    own = {(a.source, a.source_port) for a in answers}
+    return {flow: senders for flow, senders in sent.items() if (flow.client, flow.client_port) in own}
 
 
 def _owner(clusterip: ClusterIP, port: int, protocol: int) -> Owner:
