@@ -1,14 +1,22 @@
 """The lab's control plane: it is a real one, with the rights and the tokens that a real one gives."""
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from lab import claim
 from lab.controlplane import ControlPlane
 from lab.errors import LabError
 from lab.objects import Endpoint
 from lab.progress import Silence
 from lab.rest import ApiError
+
+TESTS = Path(__file__).parents[1]
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
 
@@ -26,6 +34,29 @@ def endpoints(control_plane: ControlPlane, namespace: str, service: str) -> dict
         for one in slices
         for endpoint in one.get("endpoints") or []
     }
+
+
+def test_ctrl_c_while_it_starts_leaves_nothing() -> None:
+    prefix = f"t{os.getpid():x}stop"
+    program = (
+        "from lab.lan import Lan; from lab.controlplane import ControlPlane\n"
+        f"with Lan({prefix!r}, nodes=0) as lan, ControlPlane(lan): pass"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+    )
+    try:
+        await_that("its programs to start", lambda: len(claim.processes(prefix)) >= 2)
+        owner.send_signal(signal.SIGINT)
+        _, errors = owner.communicate(timeout=20)
+    finally:
+        owner.kill()
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert (claim.namespaces(prefix), claim.processes(prefix)) == ([], [])
+    assert not list(claim.CLAIMS.glob(f"{prefix}*"))
 
 
 def test_it_is_ready_and_answers_kubectl_from_inside_and_outside(bare_control_plane: ControlPlane) -> None:

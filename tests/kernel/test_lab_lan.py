@@ -63,6 +63,7 @@ def own_program(prefix: str, body: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(TESTS)},
+        start_new_session=True,
     )
 
 
@@ -98,7 +99,9 @@ def test_a_signal_leaves_nothing(prefix: str, number: signal.Signals, early: boo
             await_that("the first namespace", lambda: claim.namespaces(prefix))
         else:
             owner.stdout.readline()
-        owner.send_signal(number)
+        # As a terminal does it: to the whole process group, and impatient people press twice.
+        for _ in range(2 if number == signal.SIGINT else 1):
+            os.killpg(owner.pid, number)
         _, errors = owner.communicate(timeout=20)
     finally:
         owner.kill()

@@ -40,28 +40,19 @@ class Claim:
             raise LabError(f"{prefix!r} cannot be a lab's prefix: use up to 16 lower-case letters and digits")
         if os.geteuid() != 0:
             raise LabError("the lab makes network namespaces and needs root: run it with sudo")
-        CLAIMS.mkdir(mode=0o700, exist_ok=True)
-        for path in CLAIMS.glob("*.lock"):
-            other = path.stem
-            # An empty file is one that its process is about to lock.
-            if other == prefix or is_kept(other) or not path.exists() or not path.stat().st_size:
-                continue
-            if lock := _lock(other):
-                _remove(other)
-                _unlock(other, lock)
-        deadline = time.monotonic() + LOCK_SECONDS
-        while (lock := _lock(prefix)) is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        if lock is None:
-            raise LabError(
-                f"a lab with the prefix {prefix} is up, owned by process {_owner(prefix)}: "
-                "end that process, or choose another prefix"
-            )
         self.prefix = prefix
         self.directory = CLAIMS / prefix
-        self._lock: TextIO | None = lock
-        _remove(prefix)
-        self.directory.mkdir(mode=0o700)
+        self._lock: TextIO | None = None
+        CLAIMS.mkdir(mode=0o700, exist_ok=True)
+        try:
+            with deferred():
+                _sweep(prefix)
+                self._lock = _await_lock(prefix)
+                _remove(prefix)
+                self.directory.mkdir(mode=0o700)
+        except BaseException:
+            self.release()
+            raise
 
     def keep(self) -> None:
         """Let what is claimed outlive this process, until the prefix is claimed again or removed."""
@@ -107,6 +98,31 @@ def processes(prefix: str) -> list[int]:
     return [int(path.name) for path in Path("/proc").glob("[0-9]*") if _network(int(path.name)) in wanted]
 
 
+def _sweep(own: str) -> None:
+    """Remove the labs of all other prefixes whose process has ended and that were not kept."""
+    for path in CLAIMS.glob("*.lock"):
+        prefix = path.stem
+        # An empty file is one that its process is about to lock.
+        if prefix == own or is_kept(prefix) or not path.exists() or not path.stat().st_size:
+            continue
+        if lock := _lock(prefix):
+            _remove(prefix)
+            _unlock(prefix, lock)
+
+
+def _await_lock(prefix: str) -> TextIO:
+    """Return the locked file of the prefix. Raises LabError if a process holds it and goes on to."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while (lock := _lock(prefix)) is None:
+        if time.monotonic() >= deadline:
+            raise LabError(
+                f"a lab with the prefix {prefix} is up, owned by process {_owner(prefix)}: "
+                "end that process, or choose another prefix"
+            )
+        time.sleep(0.05)
+    return lock
+
+
 def _remove(prefix: str) -> None:
     """Kill what runs in the prefix's namespaces, then remove these and its directory."""
     for attempt in range(100):
@@ -121,7 +137,14 @@ def _remove(prefix: str) -> None:
         raise LabError(f"processes {living} in the namespaces {prefix}-* cannot be killed: end them by hand")
     if names := namespaces(prefix):
         commands = "".join(f"netns delete {name}\n" for name in names)
-        subprocess.run(["ip", "-batch", "-"], input=commands, text=True, check=True, timeout=60)
+        subprocess.run(
+            ["ip", "-batch", "-"],
+            input=commands,
+            text=True,
+            check=True,
+            timeout=60,
+            start_new_session=True,  # out of reach of the Ctrl-C that this may be the answer to
+        )
     shutil.rmtree(CLAIMS / prefix, ignore_errors=True)
     if (CLAIMS / prefix).exists():
         raise LabError(f"{CLAIMS / prefix} cannot be removed: remove it by hand")

@@ -60,8 +60,8 @@ class Lan:
 
     def __enter__(self) -> "Lan":
         unwind_on_termination()
-        self._claim = Claim(self.prefix)
         try:
+            self._claim = Claim(self.prefix)
             self._plan().build()
         except BaseException:
             self.close()
