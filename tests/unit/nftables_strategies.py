@@ -11,14 +11,21 @@ from lbless_api.hashing import HashFunction, HashMode
 from lbless_nodeagent.dataplane.engine import Vip, Wanted
 
 seeds = st.one_of(st.sampled_from([0, 1, 0xFFFFFFFF]), st.integers(0, 0xFFFFFFFF))
-groups = st.builds(
-    HashParameters,
-    function=st.sampled_from(HashFunction),
-    mode=st.sampled_from(HashMode),
-    seed=seeds,
-    buckets=st.one_of(st.sampled_from([1, 256, 4096]), st.integers(1, 4096)),
-    prefix_length=st.integers(1, 32),
-)
+
+
+def groups_of(max_buckets: int) -> st.SearchStrategy[HashParameters]:
+    """Any parameters with at most so many buckets."""
+    return st.builds(
+        HashParameters,
+        function=st.sampled_from(HashFunction),
+        mode=st.sampled_from(HashMode),
+        seed=seeds,
+        buckets=st.one_of(st.sampled_from([1, max_buckets]), st.integers(1, max_buckets)),
+        prefix_length=st.integers(1, 32),
+    )
+
+
+groups = groups_of(4096)
 addresses = st.integers(0, 15).map(lambda n: IPv4Address("10.8.0.0") + n)
 macs = st.integers(0, (1 << 40) - 1).map(lambda n: "03:" + n.to_bytes(5, "big").hex(":"))
 
@@ -56,9 +63,9 @@ def vips(
 
 
 @st.composite
-def wanteds(draw: st.DrawFn, interfaces: Sequence[str] = ("eth0",)) -> Wanted:
+def wanteds(draw: st.DrawFn, interfaces: Sequence[str] = ("eth0",), max_buckets: int = 4096) -> Wanted:
     """Some addresses that share few groups, and local sources in the kernel's form: none within another."""
-    pool = draw(st.lists(groups, min_size=1, max_size=3))
+    pool = draw(st.lists(groups_of(max_buckets), min_size=1, max_size=3))
     chosen = draw(st.sets(addresses, max_size=6))
     sources = draw(
         st.lists(
