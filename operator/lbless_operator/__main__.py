@@ -94,6 +94,8 @@ class Operator:
             workers.wait()
         finally:
             self._lister.wake()
+            self._mailbox.close()
+            self._events.close()
             for watches in self._watches:
                 watches.cut()
             workers.join()

@@ -76,8 +76,8 @@ class Confirmations:
         digests: dict[frozenset[str], str] = {}
         changed: set[str] = set()
         for node, report in self._reports.items():
-            outstanding = frozenset(o.uid for o in (*report.pending, *report.failures))
-            outstanding &= self._expected.keys()
+            listed = (o.uid for o in (*report.pending, *report.failures))
+            outstanding = frozenset(uid for uid in listed if uid in self._expected)
             if outstanding not in digests:
                 digests[outstanding] = applied_digest(
                     {uid: epoch for uid, epoch in self._expected.items() if uid not in outstanding}

@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 import uuid
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from lbless_edge.kube import Api, ApiError, Object, in_namespace
@@ -21,7 +22,6 @@ EVENTS = "/apis/events.k8s.io/v1/events"
 CONTROLLER = "lbless.dev/operator"
 MAX_NOTE = 1024
 MAX_WAITING = 1000
-_LOOK_SECONDS = 0.5
 
 _log = logging.getLogger("lbless.operator")
 
@@ -35,7 +35,7 @@ class Events:
         self._instance = shorten(instance, 128)
         self._stop = stop
         self._limit = Limit()
-        self._waiting: queue.Queue[Notice] = queue.Queue(MAX_WAITING)
+        self._waiting: queue.Queue[Notice | None] = queue.Queue(MAX_WAITING)
 
     def post(self, notice: Notice) -> None:
         """Log a notice and post it soon, within the limits."""
@@ -55,14 +55,18 @@ class Events:
             except queue.Full:
                 _log.warning("%d Events wait to be posted, this one is dropped.", MAX_WAITING)
 
+    def close(self) -> None:
+        """End `run`, after what waits already if the stop event is not set."""
+        with suppress(queue.Full):  # then there is something to wake it anyway
+            self._waiting.put_nowait(None)
+
     def run(self) -> None:
         """Post until the stop event is set."""
         said = Said(_log)
         while not self._stop.is_set():
-            try:
-                notice = self._waiting.get(timeout=_LOOK_SECONDS)
-            except queue.Empty:
-                continue
+            notice = self._waiting.get()
+            if notice is None:
+                return
             try:
                 self._api.create(
                     in_namespace(EVENTS, notice.subject.namespace or "default"), self._event(notice)

@@ -29,6 +29,7 @@ class Mailbox:
         self._arrived = threading.Condition()
         self._seen: dict[tuple[Kind, str], Seen] = {}
         self._rest: list[Listing | RoundDone] = []
+        self._closed = False
 
     def put(self, news: News) -> None:
         """Leave news; of one object only the newest is kept, so that a stuck reader costs no memory."""
@@ -42,10 +43,16 @@ class Mailbox:
                 self._rest.append(news)
             self._arrived.notify()
 
+    def close(self) -> None:
+        """Never let anybody wait again."""
+        with self._arrived:
+            self._closed = True
+            self._arrived.notify()
+
     def take(self, timeout_seconds: float) -> list[News]:
         """Return all news, after waiting up to `timeout_seconds` for the first; empty if none came."""
         with self._arrived:
-            if not self._seen and not self._rest:
+            if not self._seen and not self._rest and not self._closed:
                 self._arrived.wait(max(0.0, timeout_seconds))
             news: list[News] = [*self._rest, *self._seen.values()]
             self._seen.clear()
