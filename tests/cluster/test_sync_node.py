@@ -25,6 +25,7 @@ from cluster.syncing import (
     delete,
     wait_for,
 )
+from lab.audit import Request
 from lab.controlplane import ControlPlane
 from lab.lan import Lan
 from lab.progress import Silence
@@ -113,7 +114,7 @@ def test_what_was_deleted_while_the_watch_was_cut_goes_and_nothing_changes_befor
         assert {path.name: path.stat().st_ino for path in (synced.state / "desired").iterdir()} == before
         synced.signal(signal.SIGSTOP)  # it must not be back before the deletions
     finally:
-        plane.start()
+        start_again(plane)
     delete(plane, "goes")
     delete(plane, "again")
     again = create(plane, "again", 4)
@@ -138,7 +139,7 @@ def test_a_start_without_the_api_server_leaves_every_file_until_it_answers(
         assert set(synced.desired) == {"stays", "goes"}
         assert synced.complete
     finally:
-        plane.start()
+        start_again(plane)
     wait_for("the present state", lambda: set(synced.desired) == {"stays"})
 
 
@@ -228,13 +229,11 @@ def test_more_troubles_than_can_be_listed_are_accepted_by_the_api_server(
 def test_what_changes_nothing_writes_nothing_also_over_a_restart(
     plane: ControlPlane, synced: SyncedNode
 ) -> None:
-    create(plane, "web")
+    uid = create(plane, "web")["metadata"]["uid"]
     assign(plane, "web", 1)
     wait_for("the file", lambda: synced.desired["web"]["status"]["epoch"] == 1)
     synced.observe()
-    wait_for(
-        "the report", lambda: synced.ready["reason"] == "Applied" and not synced.report["status"]["pending"]
-    )
+    wait_for("the report", lambda: synced.report["status"]["appliedDigest"] == applied_digest({uid: 1}))
     before = synced.report["metadata"]["resourceVersion"]
     lease = wait_for("the Lease", lambda: synced.lease["spec"]["renewTime"])
     for n in range(60):  # until a renewal of the Lease shows that time has passed
@@ -333,36 +332,43 @@ def test_sigterm_ends_it_at_once_with_status_0(
         assert time.monotonic() - began < 1.5
     finally:
         if not reachable:
-            plane.start()
+            start_again(plane)
 
 
-def test_everything_was_done_with_no_request_refused_and_every_rule_used(
+def test_everything_is_done_with_no_request_refused_and_every_rule_used(
     plane: ControlPlane, synced: SyncedNode
 ) -> None:
-    wait_for("the Lease", lambda: synced.lease)
+    synced.stop()
+    former = len(plane.requests())
+
+    def mine() -> list[Request]:
+        user = f"system:serviceaccount:{NAMESPACE}:{ACCOUNT}"
+        return [request for request in plane.requests()[former:] if request.user == user]
+
+    plane.api("DELETE", f"{CLUSTERIPNODES}/{synced.name}")
+    synced.observe()
+    synced.start()
+    wait_for("the report", lambda: synced.ready)
+    wait_for("a renewal", lambda: ("patch", "leases") in {(r.verb, r.resource) for r in mine()})
     synced.stop()  # its watches end, so that they are logged
-    user = f"system:serviceaccount:{NAMESPACE}:{ACCOUNT}"
+
     granted = {
         (verb, resource)
         for rule in _rules(RBAC / "node.yaml")
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
-
-    def done() -> set[tuple[str, str]]:
-        return {
-            (r.verb, r.resource) for r in plane.requests() if r.user == user and r.name in {"", synced.name}
-        }
-
-    mine = [r for r in plane.requests() if r.user == user]
-    assert not [r for r in mine if r.code == 403]
-    wait_for(
-        "the end of the watches", lambda: ("watch", "nodes") in done() and ("watch", "clusterips") in done()
-    )
-    used = {(r.verb, r.resource) for r in plane.requests() if r.user == user}
     # An apply that creates is logged as a patch, and is refused without the right to create.
-    implied = {("create", "clusteripnodes"), ("create", "leases")}
-    assert used == granted - implied
+    unseen = {("create", "clusteripnodes"), ("create", "leases")}
+    wait_for("all of it", lambda: {(r.verb, r.resource) for r in mine()} >= granted - unseen)
+    assert {(r.verb, r.resource) for r in mine()} == granted - unseen
+    assert {r.code for r in mine()} <= {200, 201}
+
+
+def start_again(plane: ControlPlane) -> None:
+    """Ready is not all: the API server opens its stores of custom resources a little later."""
+    plane.start()
+    wait_for("the stores", lambda: plane.api("GET", CLUSTERIPS) and plane.api("GET", CLUSTERIPNODES))
 
 
 def _patches(node: SyncedNode) -> list[object]:
