@@ -232,6 +232,7 @@ TAMPERING = {
     "the rules of the egress hook are flushed": "flush chain netdev lbless arp_eth0",
     "a rule is added": "insert rule ip lbless keep drop",
     "a rule is added to another table": "insert rule arp lbless input accept",
+    "a rule is replaced": "flush chain ip lbless keep\nadd rule ip lbless keep accept",
     "a chain is added": "add chain ip lbless more",
     "a set is added": "add set ip lbless more { type ipv4_addr; }",
     "a bucket is added": "add element ip lbless jhash_sport_n256_s0_p32_owned { 10.8.0.1 . 200 }",
@@ -302,6 +303,44 @@ def test_changes_of_other_tables_are_no_reason_to_read_anything_back(
     assert engine.verify()
     monkeypatch.undo()
     engine.remove()
+
+
+@pytest.mark.parametrize("text", TAMPERING.values(), ids=TAMPERING)
+def test_what_somebody_else_changes_while_rules_are_written_is_put_right_too(
+    engine: NftablesEngine, text: str
+):
+    engine.apply(THREE)
+    commit, meddled = engine._commit, []
+
+    def meddle(own: str) -> None:
+        if not meddled:
+            meddled.append(text)
+            nft(text)
+        commit(own)
+
+    engine._commit = meddle  # type: ignore[method-assign]
+    changed = wanted(make_vip(2, "100-120"), make_vip(3, "0-9", OTHER_GROUP), make_vip(5))
+    engine.apply(changed)
+    assert meddled
+    assert engine.verify()
+    assert engine.installed() == changed
+    assert engine.audit()
+
+
+def test_who_never_stops_changing_our_tables_is_an_error_and_no_endless_loop(engine: NftablesEngine):
+    commit = engine._commit
+
+    def meddle(own: str) -> None:
+        commit(own)
+        nft("flush ruleset")
+
+    engine._commit = meddle  # type: ignore[method-assign]
+    with pytest.raises(EngineError):
+        engine.apply(THREE)
+    engine._commit = commit  # type: ignore[method-assign]
+    assert not engine.verify()
+    engine.apply(THREE)
+    assert engine.installed() == THREE
 
 
 def test_lost_notifications_end_in_reading_back_what_is_there(

@@ -84,7 +84,9 @@ class NftablesEngine:
             )
         refused = CAPABILITIES.refusal(self.name, vip)
         if refused is None and not vip.owned.issubset(BucketSet.full(vip.hash.buckets)):
-            return f"{vip.ip}: buckets {vip.owned} are not all below {vip.hash.buckets}: correct the assignment."
+            return (
+                f"{vip.ip}: buckets {vip.owned} are not all below {vip.hash.buckets}: correct the assignment."
+            )
         return refused
 
     def probe(self) -> EngineReport:

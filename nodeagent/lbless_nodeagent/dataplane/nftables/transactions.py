@@ -140,11 +140,8 @@ _Change = tuple[str, SetName, list[str]]
 def _element_changes(held: Held, goal: Held) -> Iterator[_Change]:
     """Changes of elements in the order of the steps 2 to 7."""
     before, after = held.footprints, goal.footprints
-    changed = [
-        (ip, before.get(ip, ABSENT), after.get(ip, ABSENT))
-        for ip in sorted(before.keys() | after.keys())
-        if before.get(ip) is not after.get(ip) and before.get(ip) != after.get(ip)
-    ]
+    ips = [ip for ip in before.keys() | after.keys() if before.get(ip) is not after.get(ip)]
+    changed = [(ip, before.get(ip, ABSENT), after.get(ip, ABSENT)) for ip in sorted(ips)]
     gone: dict[SetName, list[str]] = {}
     new: dict[SetName, list[str]] = {}
     for ip, old, wanted in changed:
