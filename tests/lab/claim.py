@@ -102,8 +102,7 @@ def _sweep(own: str) -> None:
     """Remove the labs of all other prefixes whose process has ended and that were not kept."""
     for path in CLAIMS.glob("*.lock"):
         prefix = path.stem
-        # An empty file is one that its process is about to lock.
-        if prefix == own or is_kept(prefix) or not path.exists() or not path.stat().st_size:
+        if prefix == own or is_kept(prefix) or not _holder(prefix):
             continue
         if lock := _lock(prefix):
             _remove(prefix)
@@ -116,7 +115,7 @@ def _await_lock(prefix: str) -> TextIO:
     while (lock := _lock(prefix)) is None:
         if time.monotonic() >= deadline:
             raise LabError(
-                f"a lab with the prefix {prefix} is up, owned by process {_owner(prefix)}: "
+                f"a lab with the prefix {prefix} is up, owned by process {_holder(prefix) or 'unknown'}: "
                 "end that process, or choose another prefix"
             )
         time.sleep(0.05)
@@ -168,7 +167,13 @@ def _kill(pid: int, prefix: str) -> None:
 
 
 def _inodes(prefix: str) -> list[int]:
-    return [(NAMESPACES / name).stat().st_ino for name in namespaces(prefix)]
+    inodes = []
+    for name in namespaces(prefix):
+        try:
+            inodes.append((NAMESPACES / name).stat().st_ino)
+        except FileNotFoundError:
+            continue  # its owner is removing it at this moment
+    return inodes
 
 
 def _network(pid: int) -> str | None:
@@ -207,8 +212,9 @@ def _unlock(prefix: str, lock: TextIO) -> None:
     lock.close()
 
 
-def _owner(prefix: str) -> str:
+def _holder(prefix: str) -> str:
+    """Return the id of the process that holds or held the prefix; empty where it is just being locked or given back."""
     try:
-        return (CLAIMS / f"{prefix}.lock").read_text() or "unknown"
+        return (CLAIMS / f"{prefix}.lock").read_text()
     except FileNotFoundError:
-        return "that has just ended"
+        return ""
