@@ -263,3 +263,33 @@ def test_foreign_tables_are_left_alone(engine: NftablesEngine, wire: Wire):
     engine.apply(wanted())
     engine.remove()
     assert ruleset() == before
+
+
+def test_an_interface_that_went_and_came_back_is_served_again(engine: NftablesEngine, wire: Wire):
+    engine.apply(wanted(make_vip()))
+    wire.close()
+    run("ip", "link", "del", "eth0")
+    engine.verify()
+    engine.apply(wanted())
+    assert engine.installed() == wanted()
+    link("eth0", "wire0")
+    engine.apply(wanted(make_vip()))
+    assert engine.installed() == wanted(make_vip())
+    addresses()
+    wire_again = Wire("wire0")
+    ask(wire_again, VIP)
+    assert next_arp(wire_again) == ((REPLY, CLUSTER_MAC, VIP), mac_of("eth0"))
+    wire_again.close()
+
+
+def test_an_interface_that_is_replaced_while_nobody_looks_is_served_again(engine: NftablesEngine, wire: Wire):
+    engine.apply(wanted(make_vip()))
+    wire.close()
+    run("ip", "link", "del", "eth0")
+    link("eth0", "wire0")
+    engine.apply(wanted(make_vip()))
+    addresses()
+    wire_again = Wire("wire0")
+    ask(wire_again, VIP)
+    assert next_arp(wire_again) == ((REPLY, CLUSTER_MAC, VIP), mac_of("eth0"))
+    wire_again.close()

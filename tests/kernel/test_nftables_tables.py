@@ -427,10 +427,8 @@ def interrupted_states(
 
 def seal_all(reader: Reader) -> None:
     """Seal whatever structure there is, so that it can be read back."""
-    for family in Family:
-        structure = readback.read_structure(reader, family)
-        if structure:
-            nft(transactions.seal(family, structure.digest))
+    structures = {family: readback.read_structure(reader, family) for family in Family}
+    nft("".join(transactions.seal(family, found.digest) for family, found in structures.items() if found))
 
 
 def test_a_process_that_died_between_two_transactions_is_no_obstacle_to_the_next(engine: NftablesEngine):
@@ -468,6 +466,8 @@ def test_a_vip_that_cannot_be_had_is_refused_before_the_kernel_is_touched(
     for vip, part in (
         (replace(bad, interface='eth0" accept'), "rename it"),
         (replace(bad, interface="eth*"), "rename it"),
+        (replace(bad, mac="03:bf:0a:08:00:07 }"), "malformed"),
+        (replace(bad, mac="02:bf:0a:08:00:07"), "unicast"),
         (replace(bad, owned=BucketSet([256])), "not all below 256"),
         (replace(bad, hash=replace(GROUP, buckets=5000)), "use 1 to 4096"),
         (replace(bad, hash=replace(GROUP, prefix_length=0)), "use 1 to 32"),

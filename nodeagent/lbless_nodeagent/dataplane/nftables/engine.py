@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from lbless_api.buckets import BucketSet
 from lbless_api.hashing import MAX_BUCKETS, HashFunction, HashMode
+from lbless_api.mac import parse_mac
 from lbless_api.node import EngineReport
 from lbless_nodeagent.dataplane.engine import NOTHING, Capabilities, EngineError, Vip, Wanted
 from lbless_nodeagent.dataplane.nftables import probe, readback, transactions
@@ -82,6 +83,11 @@ class NftablesEngine:
                 f"{vip.ip}: interface {vip.interface!r} cannot be written in a rule: "
                 f"rename it to letters, digits and _ . @ + - only."
             )
+        try:
+            if parse_mac(vip.mac) != vip.mac:
+                return f"{vip.ip}: MAC address {vip.mac} is not written in lower case with colons."
+        except ValueError as error:
+            return f"{vip.ip}: {error}"
         refused = CAPABILITIES.refusal(self.name, vip)
         if refused is None and not vip.owned.issubset(BucketSet.full(vip.hash.buckets)):
             return (
@@ -94,7 +100,7 @@ class NftablesEngine:
 
         In a process of its own, as some versions of libnftables answer with a crash.
         """
-        command = [sys.executable, "-m", probe.__name__]
+        command = [sys.executable, "-P", "-m", probe.__name__]  # -P: nothing from the working directory
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False
