@@ -26,8 +26,9 @@ _SETTLE_SECONDS = 0.005
 _SETTLE_AT_MOST_SECONDS = 0.03
 """Changes come in bursts: a pass begins when none came for the one time, or after the other."""
 
-_PAUSE_AT_MOST_SECONDS = 0.1
-"""A pass is followed by a pause of its own length, so that endless changes leave half a core; at most this."""
+_PAUSE_AT_MOST_SECONDS = 0.05
+"""A pass that followed the last one without a rest is followed by one of its own length, at most of this:
+endless changes leave half a core, and a single one is answered at once."""
 
 
 class StopSignal:
@@ -74,9 +75,9 @@ class Loop:
         thorough_at = time.monotonic() + THOROUGH_SECONDS
         outcome = self._pass(thorough=False)
         while not self._stop.is_requested():
-            reported_at = time.monotonic()
+            idle_since = time.monotonic()
             pass_at = min(thorough_at, outcome.retry_at if outcome.retry_at is not None else thorough_at)
-            changed = self._wait(min(pass_at, reported_at + REPORT_SECONDS))
+            changed = self._wait(min(pass_at, idle_since + REPORT_SECONDS))
             if self._stop.is_requested():
                 break
             now = time.monotonic()
@@ -85,7 +86,8 @@ class Loop:
                 if thorough:
                     thorough_at = now + THOROUGH_SECONDS
                 outcome = self._pass(thorough=thorough)
-                time.sleep(min(_PAUSE_AT_MOST_SECONDS, time.monotonic() - now))
+                took, rested = time.monotonic() - now, now - idle_since
+                time.sleep(min(_PAUSE_AT_MOST_SECONDS, max(0.0, took - rested)))
             else:
                 self._report(outcome)
 

@@ -44,6 +44,7 @@ class Programming:
         found = engine.installed()
         self.installed: Vips = dict(found.vips) if found else {}
         self.local_sources = found.local_sources if found else frozenset()
+        self.repairs = 0
         self._applied: Wanted | None = None
         self._intact = False
         self._whole: _Refused | None = None
@@ -77,13 +78,20 @@ class Programming:
         again whether the engine works here if it did not."""
         if audit and not self.report.available:
             self.report = self._engine.probe()
+        was_intact = self._intact
         try:
             self._intact = self._engine.audit() if audit else self._engine.verify()
         except EngineError as error:
             _LOG.debug("The rules could not be checked, so they are applied again: %s", error)
             self._intact = False
-        if not self._intact and self._applied is not None and self.report.available:
-            _LOG.warning("The rules are not what was applied: somebody changed them. They are applied again.")
+        if was_intact and not self._intact:
+            self.repairs += 1
+            if (
+                self.repairs.bit_count() == 1
+            ):  # the 1st, 2nd, 4th, 8th …: who flushes each second fills no disk
+                _LOG.warning(
+                    "Somebody changed the rules, %d times by now: they are applied again.", self.repairs
+                )
 
     def program(
         self, wanted: Vips, local_sources: frozenset[IPv4Network], now: float

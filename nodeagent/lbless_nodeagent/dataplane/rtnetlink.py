@@ -24,7 +24,6 @@ T = TypeVar("T")
 _ARPHRD_ETHER = 1
 _IFF_NOARP = 0x80
 _IFA_F_DEPRECATED = 0x20
-_NTF_SELF = 0x02
 _MAIN_TABLE = 254
 _UNICAST = 1
 _DUMP_ATTEMPTS = 5
@@ -67,7 +66,7 @@ class Rtnetlink:
             groups=frozenset(
                 (entry["ifindex"], entry.get("lladdr").lower())
                 for entry in self._dump(lambda: self._route.fdb("dump"))
-                if entry["flags"] & _NTF_SELF and entry.get("lladdr")
+                if _is_group(entry.get("lladdr") or "")
             ),
         )
 
@@ -165,6 +164,11 @@ class ChangeNotice:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+
+
+def _is_group(mac: str) -> bool:
+    """Not by the entry's flags: a bridge keeps its own groups among those of its ports."""
+    return bool(mac) and bool(int(mac[:2], 16) & 1)
 
 
 def _link(message: Any) -> Link:
