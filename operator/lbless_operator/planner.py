@@ -31,7 +31,8 @@ def plan(
 
     In the result every bucket has exactly one owner. What pinned nodes leave is shared by the others: each
     share is the weighted ideal rounded down or up, and no other choice of shares would move fewer buckets.
-    A bucket that moves goes to the first of `rank(ip, bucket, …)` among the nodes that still lack some.
+    A bucket that moves goes to the first of `rank(ip, bucket, …)` among the nodes that still lack some;
+    buckets that nobody had are dealt in runs, so that a first assignment reads as 0-84, 85-170 and so on.
     Eligible nodes whose share is nothing are named with the empty set. Without any eligible node `owners`
     is returned as it is.
     """
@@ -40,9 +41,11 @@ def plan(
         return dict(owners)
     held = _exclusive(owners, pinned, BucketSet.full(buckets))
     result = {node: held[node] for node in pinned if node in held}
-    loose = BucketSet.full(buckets)
+    loose = vacant = BucketSet.full(buckets)
     for fixed in result.values():
         loose -= fixed
+    for had in held.values():
+        vacant -= had
     shares = _shares(ip, buckets, len(loose), eligible, held)
     lacking: dict[str, int] = {}
     for node, share in shares.items():
@@ -53,8 +56,12 @@ def plan(
         loose -= kept
         if len(kept) < share:
             lacking[node] = share - len(kept)
-    for node, gained in _place(ip, loose, lacking).items():
+    for node, gained in _place(ip, loose - vacant, lacking).items():
         result[node] |= gained
+        lacking[node] -= len(gained)
+    runs = iter(vacant)
+    for node in sorted(lacking):
+        result[node] |= BucketSet(islice(runs, lacking[node]))
     return dict(sorted(result.items()))
 
 

@@ -205,3 +205,8 @@ def test_joining_moves_exactly_the_newcomers_share(buckets):
     before = plan("10.0.0.100", buckets, {}, {"a": 100, "b": 100})
     after = plan("10.0.0.100", buckets, before, {"a": 100, "b": 100, "c": 100})
     assert moved(before, after) == len(after["c"])
+
+
+def test_a_first_assignment_is_dealt_in_runs_that_a_person_can_read() -> None:
+    first = plan("192.0.2.10", 256, {}, {"n1": 100, "n2": 100, "n3": 100})
+    assert all(len(list(share.ranges())) == 1 for share in first.values())
