@@ -35,6 +35,9 @@ from lbless_nodeagent.sync.reporter import Reporter
 READ_TIMEOUT_SECONDS = 8
 """A request lost on a dead connection must not cost the Lease: 10 s pass between renewals, 40 s make it stale."""
 
+PAGE = 100
+"""A ClusterIP with many nodes takes some 10 kB: a page of a LIST, text and objects, stays below 2 MB."""
+
 _log = logging.getLogger("lbless.sync")
 
 
@@ -52,7 +55,7 @@ class Sync:
         self._desired.write_intent(Intent.HOLD)
         self._observer = Observer(state_directory, self._changed.set, stop)
         self._node = OwnNode(node, state_directory, self._changed.set)
-        self._clusterips = ListWatch(api, CLUSTERIPS, self._desired, stop)
+        self._clusterips = ListWatch(api, CLUSTERIPS, self._desired, stop, page=PAGE)
         self._nodes = ListWatch(api, NODES, self._node, stop, field_selector=f"metadata.name={node}")
         self._reporter = Reporter(api, self._node, self._report, self._changed, stop)
         self._heartbeat = Heartbeat(api, namespace, self._node, self._alive, stop)
