@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
+from functools import partial
 
 from lbless_edge.credentials import read_credentials
 from lbless_edge.kube import connect
@@ -71,8 +72,9 @@ class Operator:
         self.reconciler = Reconciler(
             self.api, state, self._mailbox, self._lister, self.leader, self._events, stop, clock
         )
+        credentials = partial(read_credentials, kubeconfig)
         self._watches = [
-            Watches(kinds, namespace, self._mailbox, self._lister, lambda: read_credentials(kubeconfig), stop)
+            Watches(kinds, namespace, self._mailbox, self._lister, credentials, stop, clock)
             for kinds, namespace in ((CLUSTER_KINDS, ""), ((Kind.LEASE,), options.namespace))
         ]
         self._leads = False

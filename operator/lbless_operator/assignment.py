@@ -14,6 +14,7 @@ from lbless_api.successors import rank
 from lbless_operator.conditions import Reason
 from lbless_operator.eligibility import Readiness, Standing, Verdict, describe, explain_none
 from lbless_operator.facts import ClusterIPFact
+from lbless_operator.phrases import name
 from lbless_operator.planner import plan
 from lbless_operator.status import Status
 
@@ -90,12 +91,9 @@ def _plan(spec: Spec, current: Status, verdicts: list[Verdict]) -> Assigned:
     return Assigned(assignments, left_out=len(eligible) - len(chosen))
 
 
-def print_shares(assignments: Iterable[Assignment], limit: int = 8) -> str:
-    """ "n1 86, n2 85, n3 85": the nodes that own something, at most `limit` of them by name."""
-    shares = [f"{a.node} {len(a.buckets)}" for a in assignments if a.buckets]
-    if len(shares) > limit:
-        shares[limit:] = [f"{len(shares) - limit} more nodes the others"]
-    return ", ".join(shares)
+def print_shares(assignments: Iterable[Assignment]) -> str:
+    """Return "n1 86, n2 85 and n3 85": the nodes that own something."""
+    return name(f"{a.node} {len(a.buckets)}" for a in assignments if a.buckets)
 
 
 def print_moves(
@@ -114,8 +112,8 @@ def print_moves(
         total += count
         cause = causes.get(source)
         why = f"which {describe(cause, spec)}" if cause else "for balance"
-        to = ", ".join(f"{node} ({number})" for node, number in gains.items() if number)
+        to = name(f"{node} ({number})" for node, number in gains.items() if number)
         parts.append(f"{count} from {source}, {why}, to {to}")
     if not total:
         return None
-    return f"{total} bucket{'' if total == 1 else 's'} moved: {'; '.join(parts)}."
+    return f"{total} bucket{'' if total == 1 else 's'} moved: {name(parts)}."

@@ -17,7 +17,8 @@ from lbless_operator.confirmations import Confirmation
 from lbless_operator.eligibility import Readiness, Standing, Verdict
 from lbless_operator.facts import ClusterIPFact
 from lbless_operator.notices import Notice, NoticeReason, Subject
-from lbless_operator.progress import Progress, assess, name_nodes
+from lbless_operator.phrases import name, name_nodes
+from lbless_operator.progress import Progress, assess
 from lbless_operator.status import Status
 
 PROGRAMMING_SECONDS = 10.0
@@ -155,9 +156,9 @@ def _find_degraded(
         message = f"{situation.refusal} It was assigned before that was known, and stays so."
         return Finding(Type.DEGRADED, State.TRUE, Reason.ADDRESS_IN_USE, message)
     if frozen:
-        parts = [f"{node} keeps its {len(buckets)} buckets" for node, buckets in frozen.items()]
+        parts = (f"{node} keeps its {len(buckets)} buckets" for node, buckets in frozen.items())
         message = (
-            f"The lbless agent is silent and cannot be told, but the node may be serving: {', '.join(parts)}. "
+            f"The lbless agent is silent and cannot be told, but the node may be serving: {name(parts)}. "
             f"Look after lbless's pod there, or delete the Node if it is gone."
         )
         return Finding(Type.DEGRADED, State.TRUE, Reason.AGENT_SILENT, message)

@@ -92,7 +92,8 @@ class Events:
             "action": "Plan",
             "reason": notice.reason.value,
             "type": "Warning" if notice.is_warning else "Normal",
-            "note": shorten(notice.note, MAX_NOTE),
+            # The API server counts bytes here.
+            "note": notice.note.encode()[:MAX_NOTE].decode(errors="ignore"),
             "regarding": {
                 "apiVersion": subject.api_version,
                 "kind": subject.kind,

@@ -47,6 +47,7 @@ class Lister:
         self._listed: set[Scope] = set()
         self._next_round = clock()
         self._requested = False
+        self._last_round = float("-inf")
         self._changed = threading.Condition()
         self._backoff = Backoff()
         self._said = Said(_log)
@@ -61,19 +62,24 @@ class Lister:
         with self._changed:
             self._scopes = scopes
             self._listed &= scopes
-            self._changed.notify()
+            self._changed.notify_all()
 
     def request_round(self) -> None:
         """List everything soon."""
         with self._changed:
             self._requested = True
             self._next_round = min(self._next_round, self._clock() + REQUESTED_ROUND_SECONDS)
-            self._changed.notify()
+            self._changed.notify_all()
+
+    def await_round(self, since: float) -> None:
+        """Return when a round that began after `since` was completed, or the stop event is set."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._last_round >= since or self._stop.is_set())
 
     def wake(self) -> None:
-        """Let `run` see the stop event at once."""
+        """Let everybody see the stop event at once."""
         with self._changed:
-            self._changed.notify()
+            self._changed.notify_all()
 
     def run(self) -> None:
         """Work until the stop event is set."""
@@ -112,6 +118,8 @@ class Lister:
             # during this round may be about something that it had listed already.
             wait = REQUESTED_ROUND_SECONDS if self._requested else ROUND_SECONDS * _random.uniform(0.9, 1.1)
             self._next_round = self._clock() + wait
+            self._last_round = began
+            self._changed.notify_all()
 
     def _list_all(self, scopes: frozenset[Scope]) -> None:
         for scope in sorted(scopes, key=lambda s: (s.kind, s.namespace)):

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from lbless_api.clusterip import Assignment
 from lbless_operator.confirmations import Confirmation
-
-NAMED_NODES = 5
+from lbless_operator.phrases import LISTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +28,11 @@ class Progress:
     failed: Mapping[str, str]
 
     def print_failures(self) -> str:
-        """ "Node n1: …" for each failure, at most NAMED_NODES of them."""
-        shown = [f"Node {node}: {message}" for node, message in sorted(self.failed.items())[:NAMED_NODES]]
-        more = len(self.failed) - len(shown)
-        return " ".join([*shown, f"{more} more nodes failed."] if more else shown)
+        """What failed, node by node: ``Node n1: …``, a sentence each."""
+        sentences = [f"Node {node}: {message}" for node, message in sorted(self.failed.items())]
+        if len(sentences) > LISTED:
+            sentences[LISTED:] = [f"{len(sentences) - LISTED} more nodes failed."]
+        return " ".join(sentences)
 
 
 def assess(
@@ -66,16 +66,6 @@ def assess(
         unheard=frozenset(node for node, owns in named.items() if owns and node not in fresh),
         failed=failed,
     )
-
-
-def name_nodes(nodes: Collection[str]) -> str:
-    """ "Node n1", "Nodes n1 and n2", "Nodes n1, n2, n3, n4, n5 and 12 more"."""
-    ordered = sorted(nodes)
-    if len(ordered) == 1:
-        return f"node {ordered[0]}"
-    shown = ordered[:NAMED_NODES]
-    last = f"{len(ordered) - NAMED_NODES} more" if len(ordered) > NAMED_NODES else shown.pop()
-    return f"nodes {', '.join(shown)} and {last}"
 
 
 def _epoch(confirmations: Mapping[str, Confirmation], node: str) -> int | None:

@@ -89,15 +89,19 @@ class Reconciler:
     def run(self) -> None:
         """Work until the stop event is set."""
         while not self._stop.is_set():
-            self.beat = self._clock()
-            self._learn(self._mailbox.take(self._patience_seconds()))
-            self._tick()
-            if not self._may_decide():
-                continue
-            self._confirm()
-            key = self._queue.take(self._clock())
-            if key is not None:
-                self._reconcile(key)
+            self.step()
+
+    def step(self) -> None:
+        """Wait for something to do, and do it: take in all news, then look at one ClusterIP at most."""
+        self.beat = self._clock()
+        self._learn(self._mailbox.take(self._patience_seconds()))
+        self._tick()
+        if not self._may_decide():
+            return
+        self._confirm()
+        key = self._queue.take(self._clock())
+        if key is not None:
+            self._reconcile(key)
 
     def _patience_seconds(self) -> float:
         """How long nothing has to be done but wait for news."""
@@ -164,7 +168,7 @@ class Reconciler:
         self._next_tick = now + TICK_SECONDS
         concerned, unsure = self._state.tick(now)
         self._look_at(concerned)
-        if unsure:
+        if unsure or self._round < self._blind_since:
             self._lister.request_round()
 
     def _may_decide(self) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -44,6 +43,7 @@ class Watches:
         lister: Lister,
         credentials: Callable[[], client.Configuration],
         stop: threading.Event,
+        clock: Callable[[], float],
     ) -> None:
         """`namespace` empty: all. `credentials` are read anew when the API server accepts them no longer."""
         self._namespace = namespace
@@ -51,6 +51,7 @@ class Watches:
         self._lister = lister
         self._credentials = credentials
         self._stop = stop
+        self._clock = clock
         self._settings = _settings(kinds)
         self._registry = self._register(kinds)
         self._running: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
@@ -59,16 +60,22 @@ class Watches:
     def run(self) -> None:
         """Watch until the stop event is set; `cut` makes it see that at once."""
         backoff, said = Backoff(base_seconds=1.0), Said(_log)
-        while not self._stop.is_set():
-            began = time.monotonic()
+        since = 0.0
+        while True:
+            # kopf looks only once which resources there are, so all of them must be there when it starts.
+            self._lister.await_round(since)
+            if self._stop.is_set():
+                return
+            began = self._clock()
             try:
                 asyncio.run(self._watch())
             except Exception as error:  # noqa: BLE001 - whatever ends kopf, LISTs go on and it is started again
                 said.warn(f"Watches failed and begin anew: {_describe(error)}")
-            if time.monotonic() - began > WELL_SECONDS:
+            since = self._clock()
+            if since - began > WELL_SECONDS:
                 backoff.succeeded()
-            if not self._stop.wait(backoff.failed()):
-                self._lister.request_round()
+            self._stop.wait(backoff.failed())
+            self._lister.request_round()
 
     def cut(self) -> None:
         """End kopf, from another thread, after setting the stop event."""

@@ -24,16 +24,17 @@ class _Counts:
         self.matching = 0
         self.ready: Counter[str] = Counter()
 
-    def add(self, pod: PodFact, sign: int) -> tuple[bool, str]:
-        """Count a pod in or out; return whether it matches, and the node that it is ready on."""
+    def add(self, pod: PodFact, sign: int) -> str:
+        """Count a pod in or out; return the node that it is ready on, empty if it is not or does not match."""
         if not self.workload.selector.matches(pod.labels):
-            return False, ""
+            return ""
         self.matching += sign
-        if pod.ready:
-            self.ready[pod.node] += sign
-            if not self.ready[pod.node]:
-                del self.ready[pod.node]
-        return True, pod.node if pod.ready else ""
+        if not pod.ready:
+            return ""
+        self.ready[pod.node] += sign
+        if not self.ready[pod.node]:
+            del self.ready[pod.node]
+        return pod.node
 
 
 class Workloads:
@@ -69,10 +70,11 @@ class Workloads:
             pods[name] = fact
         affected = set()
         for key, counts in self._counts.get(namespace, {}).items():
-            before = counts.add(old, -1) if old else (False, "")
-            after = counts.add(fact, 1) if fact else (False, "")
-            # Whether any pod matches at all is part of a message, so the first and the last count too.
-            if before[1] != after[1] or (before[0] != after[0] and counts.matching <= 1):
+            existed = counts.matching > 0
+            before = counts.add(old, -1) if old else ""
+            after = counts.add(fact, 1) if fact else ""
+            # Whether any pod matches at all is part of a message.
+            if before != after or existed != (counts.matching > 0):
                 affected.add(key)
         return affected
 

@@ -173,6 +173,14 @@ class Operator:
         self._control_plane = control_plane
         self._directory = directory
         self._count = 0
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def close(self) -> None:
+        """Kill what still runs, and release the Lease that it held."""
+        for process in self._started:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                end(process)
 
     def start(self, *arguments: str, kubeconfig: Path | None = None) -> subprocess.Popen[bytes]:
         """Start a replica; `log` of it is what it says."""
@@ -186,6 +194,7 @@ class Operator:
         process = subprocess.Popen(command, env=environment, stderr=log, stdout=log)
         process.log_path = Path(log.name)  # type: ignore[attr-defined] # carried along, as Popen has no place for it
         log.close()
+        self._started.append(process)
         return process
 
 

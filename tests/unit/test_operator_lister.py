@@ -1,0 +1,185 @@
+"""LISTs and the mailbox: everything at the start and each minute, in pages, complete or not at all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from kubernetes import client
+
+from lbless_edge.kube import CLUSTERIPS, NODES, Api
+from lbless_operator import lister as module
+from lbless_operator.facts import Kind, Scope, Seen
+from lbless_operator.lister import Lister
+from lbless_operator.mailbox import KeyQueue, Mailbox, News, RoundDone
+from lbless_operator.state import Listing
+from unit import operatorobjects as objects
+from unit.fakeapi import FakeApi
+
+NODE_SCOPE = Scope(Kind.NODE)
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, f"never came: {what}"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def fake() -> FakeApi:
+    return FakeApi()
+
+
+@contextmanager
+def listing(fake: FakeApi, *scopes: Scope) -> Iterator[tuple[Lister, list[News]]]:
+    """A lister at work, and what it has put into its mailbox so far."""
+    stop, mailbox, got = threading.Event(), Mailbox(), []
+
+    def collect() -> None:
+        while not stop.is_set():
+            got.extend(mailbox.take(0.05))
+
+    with fake.serve() as url:
+        lister = Lister(Api(client.Configuration(host=url)), mailbox, frozenset(scopes), stop, time.monotonic)
+        threads = [threading.Thread(target=work) for work in (lister.run, collect)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield lister, got
+        finally:
+            stop.set()
+            lister.wake()
+            for thread in threads:
+                thread.join(10)
+                assert not thread.is_alive()
+
+
+def rounds(got: list[News]) -> int:
+    return sum(isinstance(news, RoundDone) for news in got)
+
+
+def test_all_pages_make_one_listing(fake: FakeApi, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "PAGE", 2)
+    for number in range(5):
+        fake.put(f"n{number}")
+    with listing(fake, NODE_SCOPE) as (_, got):
+        wait_for(lambda: rounds(got), "a round")
+    (one,) = [news for news in got if isinstance(news, Listing)]
+    assert {seen.name for seen in one.objects} == {f"n{number}" for number in range(5)}
+    assert one.version == fake.version
+    assert fake.count(watch=False) == 3
+
+
+def test_a_list_that_breaks_off_is_not_told_and_is_begun_anew(fake: FakeApi, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "PAGE", 2)
+    for number in range(3):
+        fake.put(f"n{number}")
+    fake.refusals = [(500, b"no"), (0, b"")]
+    with listing(fake, NODE_SCOPE) as (_, got):
+        wait_for(lambda: rounds(got), "a round")
+    (one,) = [news for news in got if isinstance(news, Listing)]
+    assert len(one.objects) == 3
+
+
+@pytest.mark.parametrize(
+    ("scope", "refusal", "sentence"),
+    [
+        (
+            Scope(Kind.CLUSTERIP),
+            (404, b"404 page not found"),
+            "Nothing is decided: The CustomResourceDefinition clusterips.lbless.dev is not installed: "
+            "kubectl apply -f crds/",
+        ),
+        (
+            NODE_SCOPE,
+            (403, {"message": "nodes is forbidden", "reason": "Forbidden"}),
+            "Nothing is decided: A permission is missing, grant it (helm/lbless/rbac/): ",
+        ),
+    ],
+)
+def test_what_is_waited_for_is_said_once_and_that_it_is_over_too(fake, caplog, scope, refusal, sentence):
+    fake.refusals = [refusal] * 3
+    with caplog.at_level(logging.INFO), listing(fake, scope) as (_, got):
+        wait_for(lambda: rounds(got), "a round")
+    said = [record.getMessage() for record in caplog.records if record.name == "lbless.operator"]
+    assert len([line for line in said if line.startswith(sentence)]) == 1
+    assert said[-1].endswith("answers every LIST again.")
+
+
+def test_an_api_server_without_servicecidrs_has_none(fake: FakeApi):
+    fake.refusals = [(404, {"message": "the server could not find the requested resource"})]
+    with listing(fake, Scope(Kind.SERVICE_RANGE)) as (_, got):
+        wait_for(lambda: rounds(got), "a round")
+    (one,) = [news for news in got if isinstance(news, Listing)]
+    assert one.objects == ()
+
+
+def test_a_new_scope_is_listed_at_once_and_the_others_are_not(fake: FakeApi):
+    with listing(fake, NODE_SCOPE) as (lister, got):
+        wait_for(lambda: rounds(got), "a round")
+        lister.follow(frozenset({NODE_SCOPE, Scope(Kind.POD, "shop")}))
+        wait_for(lambda: len([n for n in got if isinstance(n, Listing)]) == 2, "the pods")
+    paths = [path for path, _ in fake.requests]
+    assert paths == [NODES, "/api/v1/namespaces/shop/pods"]
+    assert fake.requests[1][1]["fieldSelector"] == "status.phase!=Succeeded,status.phase!=Failed"
+
+
+def test_a_round_that_is_asked_for_comes_soon_and_many_askers_get_one(fake: FakeApi):
+    with listing(fake, NODE_SCOPE) as (lister, got):
+        wait_for(lambda: rounds(got) == 1, "the first round")
+        began = time.monotonic()
+        for _ in range(10):
+            lister.request_round()
+        lister.await_round(began)
+        wait_for(lambda: rounds(got) == 2, "the second round")
+        assert fake.count(watch=False) == 2
+
+
+def test_an_object_that_cannot_be_read_spoils_the_list_and_deletes_nothing(fake, caplog):
+    fake.put("n1")
+    fake.objects["n1"]["metadata"]["resourceVersion"] = "abc"
+    with listing(fake, NODE_SCOPE) as (_, got):
+        wait_for(lambda: "cannot be read" in caplog.text, "a complaint")
+    assert [news for news in got if isinstance(news, Listing)] == []
+
+
+def test_the_path_of_every_kind_is_followed_below_its_group():
+    from lbless_operator.sources import SOURCES
+
+    assert SOURCES[Kind.CLUSTERIP].resource == ("lbless.dev", "v1alpha1", "clusterips")
+    assert SOURCES[Kind.NODE].resource == ("", "v1", "nodes")
+    assert SOURCES[Kind.CLUSTERIP].path == CLUSTERIPS
+    assert json.dumps(SOURCES[Kind.SLICE].selectors) == '{"labelSelector": "kubernetes.io/service-name"}'
+
+
+def test_the_mailbox_keeps_the_newest_of_each_object():
+    mailbox = Mailbox()
+    for version in (3, 5, 4):
+        mailbox.put(objects.node("n1", version))
+    mailbox.put(objects.node("n2", 1))
+    taken = [news for news in mailbox.take(0) if isinstance(news, Seen)]
+    assert {(seen.name, seen.version) for seen in taken} == {("n1", 5), ("n2", 1)}
+    assert mailbox.take(0) == []
+
+
+def test_the_queue_gives_each_key_once_in_the_order_of_its_time():
+    queue = KeyQueue()
+    queue.add("b", 2)
+    queue.add("a", 1)
+    queue.add("a", 9)
+    assert [queue.take(0), queue.take(1), queue.take(1), queue.take(5), queue.take(99)] == [
+        None,
+        "a",
+        None,
+        "b",
+        None,
+    ]
+    queue.add("a", 1)
+    queue.postpone("a", 7)
+    assert (queue.take(6), queue.next_due(), len(queue)) == (None, 7, 1)

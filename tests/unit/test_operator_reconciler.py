@@ -1,0 +1,322 @@
+"""The loop: when it may decide, what it writes, and what becomes of a write that fails."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from lbless_api.digest import applied_digest
+from lbless_edge.kube import ApiError
+from lbless_operator import reconciler as module
+from lbless_operator.facts import Scope, Seen
+from lbless_operator.leader import NotLeading
+from lbless_operator.mailbox import Mailbox, RoundDone
+from lbless_operator.notices import Notice, NoticeReason
+from lbless_operator.reconciler import BLIND_SECONDS, DEFECT_SECONDS, Reconciler
+from lbless_operator.state import Listing, State
+from unit import operatorobjects as objects
+
+
+@dataclass
+class Server:
+    """Takes applies as an API server does: only on the version that it has. The real one is in tests/cluster."""
+
+    version: int = 1000
+    errors: list[ApiError] = field(default_factory=list)
+    written: list[dict[str, Any]] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    server: str = "https://192.0.2.250"
+
+    def apply(self, path: str, body: dict[str, Any], *, field_manager: str) -> dict[str, Any]:
+        assert field_manager == "lbless-operator"
+        name = body["metadata"]["name"]
+        assert path == f"/apis/lbless.dev/v1alpha1/namespaces/shop/clusterips/{name}/status"
+        if self.errors:
+            raise self.errors.pop(0)
+        if body["metadata"]["resourceVersion"] != self.versions.setdefault(
+            name, body["metadata"]["resourceVersion"]
+        ):
+            raise ApiError(409, "the object has been modified", reason="Conflict")
+        self.version += 1
+        self.versions[name] = str(self.version)
+        self.written.append(body["status"])
+        metadata = {
+            **objects.metadata(name, self.version, "shop"),
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+            "generation": 1,
+        }
+        self.names.append(name)
+        spec = {"ip": "192.0.2.11" if name == "other" else "192.0.2.10", "buckets": 16}
+        return {"metadata": metadata, "spec": spec, "status": body["status"]}
+
+
+@dataclass
+class Others:
+    """The leader, the lister and the poster of Events, as far as the loop talks to them."""
+
+    valid: bool = True
+    rounds: int = 0
+    scopes: frozenset[Scope] = frozenset()
+    notices: list[Notice] = field(default_factory=list)
+
+    def is_valid(self) -> bool:
+        return self.valid
+
+    def check(self) -> None:
+        if not self.valid:
+            raise NotLeading("The Lease has run out.")
+
+    def request_round(self) -> None:
+        self.rounds += 1
+
+    def follow(self, scopes: frozenset[Scope]) -> None:
+        self.scopes = scopes
+
+    def post(self, notice: Notice) -> None:
+        self.notices.append(notice)
+
+
+class Loop:
+    """A reconciler whose clock and news a test has in its hands."""
+
+    def __init__(self) -> None:
+        self.now = 5000.0
+        self.server = Server()
+        self.others = Others()
+        self.mailbox = Mailbox()
+        self.mailbox.close()  # nobody waits
+        self.state = State("https://192.0.2.250", "lbless-system", self.now)
+        self.reconciler = Reconciler(
+            self.server,  # type: ignore[arg-type] # the one method that the loop calls
+            self.state,
+            self.mailbox,
+            self.others,  # type: ignore[arg-type]
+            self.others,  # type: ignore[arg-type]
+            self.others,  # type: ignore[arg-type]
+            threading.Event(),
+            lambda: self.now,
+        )
+
+    def list_everything(self, *found: Seen) -> None:
+        for scope in self.state.scopes():
+            of_it = tuple(s for s in found if s.kind is scope.kind)
+            self.mailbox.put(Listing(scope, self.now, 900, of_it))
+        self.mailbox.put(RoundDone(self.now))
+
+    def tell(self, *news: Seen) -> None:
+        for one in news:
+            self.mailbox.put(one)
+
+    def steps(self, count: int = 12) -> None:
+        for _ in range(count):
+            self.reconciler.step()
+
+    @property
+    def epochs(self) -> list[int]:
+        return [status["epoch"] for status in self.server.written]
+
+
+def fresh_lease(name: str, version: int = 5) -> Seen:
+    """Renewed in the future: fresh whatever the time is."""
+    return objects.lease(name, version, "2999-01-01T00:00:00.000000Z")
+
+
+CLUSTER = (objects.node("a"), objects.agent("a"), fresh_lease("a"), objects.clusterip())
+
+
+@pytest.fixture
+def loop() -> Loop:
+    return Loop()
+
+
+@pytest.fixture
+def assigned(loop: Loop) -> Loop:
+    loop.list_everything(*CLUSTER)
+    loop.steps()
+    assert loop.epochs == [1]
+    return loop
+
+
+def test_nothing_is_written_before_every_collection_was_listed_and_the_round_was_whole(loop: Loop):
+    for scope in sorted(loop.state.base_scopes, key=str):
+        loop.steps()
+        assert loop.server.written == []
+        of_it = tuple(s for s in CLUSTER if s.kind is scope.kind)
+        loop.mailbox.put(Listing(scope, loop.now, 900, of_it))
+    loop.steps()
+    assert loop.server.written == []
+    loop.mailbox.put(RoundDone(loop.now))
+    loop.steps()
+    assert loop.epochs == [1]
+
+
+def test_what_needs_no_change_is_not_written_again(assigned: Loop):
+    assigned.tell(objects.node("a", 1001, ready=False))
+    assigned.steps()
+    assert assigned.epochs == [1]
+    assert assigned.reconciler.reconciles > 1
+
+
+def test_a_confirmation_is_written_with_the_epoch_it_is_about(assigned: Loop):
+    assigned.tell(objects.agent("a", 1002, digest=applied_digest({"uid-web": 1})))
+    assigned.now += 1
+    assigned.steps()
+    assert [status["nodes"] for status in assigned.server.written] == ["0/1", "1/1"]
+    assert assigned.epochs == [1, 1]
+
+
+def test_who_does_not_lead_writes_nothing_and_decides_only_on_a_newer_view_when_it_leads_again(loop: Loop):
+    loop.others.valid = False
+    loop.list_everything(*CLUSTER)
+    loop.now += 1
+    loop.steps()
+    assert loop.server.written == []
+    rounds = loop.others.rounds
+    loop.now += 1
+    loop.others.valid = True
+    loop.steps()
+    assert loop.server.written == []
+    assert loop.others.rounds > rounds
+    loop.now += 1
+    loop.list_everything(*CLUSTER)
+    loop.steps()
+    assert loop.epochs == [1]
+
+
+def test_a_lease_that_runs_out_between_the_decision_and_the_write_stops_the_write(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+):
+    decide = module.decide
+
+    def decide_slowly(situation: Any) -> Any:
+        loop.others.valid = False
+        return decide(situation)
+
+    monkeypatch.setattr(module, "decide", decide_slowly)
+    loop.list_everything(*CLUSTER)
+    loop.steps()
+    assert loop.server.written == []
+
+
+def test_a_view_too_old_to_decide_on_decides_nothing_until_it_is_new(assigned: Loop):
+    assigned.now += BLIND_SECONDS + 1
+    taint = [{"key": "k", "effect": "NoExecute"}]
+    assigned.tell(objects.node("b", 1001), objects.agent("b", 1002), fresh_lease("b", 1003))
+    assigned.tell(objects.node("a", 1004, taints=taint))
+    assigned.steps()
+    assert assigned.epochs == [1]
+    assigned.mailbox.put(RoundDone(assigned.now))
+    assigned.steps()
+    assert assigned.epochs[-1] == 2
+
+
+def test_an_object_that_changed_meanwhile_is_looked_at_again_when_its_news_arrive(assigned: Loop):
+    assigned.server.versions["web"] = "2000"  # somebody changed it, and the watch has not said so yet
+    assigned.tell(objects.node("b", 1001), objects.agent("b", 1002), fresh_lease("b", 1003))
+    assigned.steps()
+    assert assigned.epochs == [1]
+    assert assigned.others.rounds > 0
+    status = {"epoch": 1, "assignments": [{"node": "a", "incarnation": 1, "buckets": "0-15"}]}
+    assigned.tell(objects.clusterip(version=2000, status=status))
+    assigned.steps()
+    assert assigned.epochs[-1] == 2
+
+
+def test_an_api_server_that_takes_no_writes_is_asked_again_with_patience_and_said_once(
+    loop: Loop, caplog: pytest.LogCaptureFixture
+):
+    loop.server.errors = [ApiError(503, "https://192.0.2.250 is busy.") for _ in range(3)]
+    loop.list_everything(*CLUSTER)
+    with caplog.at_level(logging.INFO):
+        for _ in range(10):
+            loop.steps(3)
+            loop.now += 1
+    assert loop.epochs == [1]
+    said = [record.getMessage() for record in caplog.records]
+    assert said.count("The status of ClusterIP shop/web cannot be written: https://192.0.2.250 is busy.") == 1
+    assert "https://192.0.2.250 takes writes again." in said
+
+
+def test_a_deleted_object_is_not_written_again(loop: Loop):
+    loop.server.errors = [ApiError(404, "not found")]
+    loop.list_everything(*CLUSTER)
+    loop.steps()
+    assert loop.server.written == []
+    assert loop.reconciler.waiting == 0
+
+
+def test_a_status_that_the_server_refuses_does_not_stop_the_others(loop: Loop):
+    other = objects.clusterip("other", 2, spec={"ip": "192.0.2.11"})
+    loop.server.errors = [ApiError(422, "status.nodes is too long")]
+    loop.list_everything(*CLUSTER, other)
+    loop.steps()
+    (first,) = loop.server.names
+    loop.now += 5
+    loop.steps()
+    assert loop.server.names == [first, *({"web", "other"} - {first})]
+
+
+def test_a_defect_that_one_object_brings_to_light_is_logged_and_does_not_stop_the_others(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    decide = module.decide
+
+    def decide_or_fail(situation: Any) -> Any:
+        if situation.fact.identity.name == "web":
+            raise ZeroDivisionError
+        return decide(situation)
+
+    monkeypatch.setattr(module, "decide", decide_or_fail)
+    loop.list_everything(*CLUSTER, objects.clusterip("other", 2, spec={"ip": "192.0.2.11"}))
+    loop.steps()
+    assert loop.server.names == ["other"]
+    assert "ClusterIP shop/web could not be decided: this is a defect of lbless." in caplog.text
+    monkeypatch.setattr(module, "decide", decide)
+    loop.now += DEFECT_SECONDS + 1
+    loop.steps()
+    assert "web" in loop.server.names
+
+
+def test_a_clusterip_that_asks_for_pods_has_its_namespace_listed_first(loop: Loop):
+    loop.list_everything(*CLUSTER[:3], objects.clusterip(spec={"workload": {"podSelector": {}}}))
+    loop.steps()
+    (extra,) = loop.others.scopes - loop.state.base_scopes
+    assert extra.namespace == "shop"
+    assert loop.server.written == []
+    loop.mailbox.put(Listing(extra, loop.now, 950, (objects.pod("p", "a"),)))
+    loop.steps()
+    assert loop.epochs == [1]
+
+
+def test_a_wrong_weight_is_told_once_and_again_when_it_is_another_wrong_one(assigned: Loop):
+    for version, weight in enumerate(["lots", "lots", "many", "5", "lots"], 1001):
+        assigned.tell(objects.node("a", version, annotations={"lbless.dev/weight": weight}))
+        assigned.steps(3)
+    told = [n.note for n in assigned.others.notices if n.reason is NoticeReason.INVALID_WEIGHT]
+    assert [note.split("'")[1] for note in told] == ["lots", "many", "lots"]
+    assert assigned.others.notices[-1].subject.kind == "Node"
+
+
+def test_a_node_that_takes_too_long_is_complained_about_without_any_news(assigned: Loop):
+    assigned.now += 10.5
+    assigned.steps()
+    ready = next(c for c in assigned.server.written[-1]["conditions"] if c["type"] == "Ready")
+    assert ready["message"] == "Epoch 1 is not confirmed yet by node a."
+    assigned.now += 100
+    count = len(assigned.server.written)
+    assigned.steps()
+    assert len(assigned.server.written) == count
+
+
+def test_a_lease_that_ran_out_asks_for_a_round_before_silence_is_believed(assigned: Loop):
+    before = assigned.others.rounds
+    assigned.now += 41
+    assigned.steps()
+    assert assigned.others.rounds > before
+    degraded = [c for c in assigned.server.written[-1]["conditions"] if c["type"] == "Degraded"]
+    assert degraded[0]["status"] == "False"

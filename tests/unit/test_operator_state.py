@@ -1,0 +1,305 @@
+"""The state: news in any order, LISTs that make them right, and whom each piece concerns."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbless_api.digest import applied_digest
+from lbless_operator.facts import Kind, PodFact, Scope, Seen, parse
+from lbless_operator.shelf import Shelf
+from lbless_operator.state import Clock, Listing, State
+from unit import operatorobjects as objects
+
+NOW = Clock(now=5000.0, wall=1_767_225_600.0)  # 2026-01-01T00:00:00Z
+LEASES = Scope(Kind.LEASE, "lbless-system")
+
+
+def pod_fact(node: str) -> PodFact:
+    return PodFact({}, node, True)
+
+
+def seen(name: str, version: int, node: str | None = "n1", namespace: str = "a") -> Seen:
+    return Seen(Kind.POD, namespace, name, version, pod_fact(node) if node else None)
+
+
+def test_an_older_event_changes_nothing():
+    shelf = Shelf()
+    assert shelf.put(seen("p", 5, "n1"))
+    assert shelf.put(seen("p", 4, "n2")) is None
+    assert shelf.get("a/p") == pod_fact("n1")
+
+
+def test_a_late_event_brings_no_deleted_object_back():
+    shelf = Shelf()
+    shelf.put(seen("p", 5))
+    shelf.put(seen("p", 7, None))
+    assert shelf.put(seen("p", 6)) is None
+    assert shelf.get("a/p") is None
+
+
+def test_a_list_makes_up_the_deletions_that_no_event_told():
+    shelf = Shelf()
+    shelf.put(seen("p", 5))
+    shelf.put(seen("q", 6))
+    (change,) = shelf.replace("", 9, [seen("q", 6)])
+    assert (change.seen.key, change.seen.fact, change.old) == ("a/p", None, pod_fact("n1"))
+    # An event from before the LIST, long on its way, is older than what the LIST has shown.
+    assert shelf.put(seen("p", 8)) is None
+    assert shelf.put(seen("p", 10))
+
+
+def test_a_list_deletes_nothing_that_is_newer_than_it_and_revives_nothing_that_was_deleted_since():
+    shelf = Shelf()
+    shelf.put(seen("new", 12))
+    shelf.put(seen("old", 3))
+    shelf.put(seen("old", 11, None))
+    assert shelf.replace("", 10, [seen("old", 3)]) == []
+    assert shelf.get("a/new")
+    assert shelf.get("a/old") is None
+
+
+def test_a_list_of_one_namespace_says_nothing_of_others():
+    shelf = Shelf()
+    shelf.put(seen("p", 5, namespace="a"))
+    shelf.put(seen("q", 5, namespace="b"))
+    shelf.replace("a", 9, [])
+    assert list(shelf) == ["b/q"]
+    assert shelf.put(seen("r", 8, namespace="b"))
+    assert shelf.put(seen("r", 8, namespace="a")) is None
+
+
+def test_a_namespace_that_was_forgotten_is_learnt_anew():
+    shelf = Shelf()
+    shelf.replace("a", 9, [seen("p", 5)])
+    shelf.drop_namespace("a")
+    assert shelf.get("a/p") is None
+    assert shelf.replace("a", 12, [seen("p", 5)])
+    assert shelf.get("a/p")
+
+
+@st.composite
+def histories(draw):
+    """What truly happened to a few objects, told in any order, some of it never, with a LIST in between."""
+    truth: dict[str, int | None] = {}
+    events = []
+    for version in range(1, draw(st.integers(1, 12)) + 1):
+        name = draw(st.sampled_from(["p", "q", "r"]))
+        if truth.get(name) is not None and draw(st.booleans()):
+            truth[name] = None
+            events.append(seen(name, version, None))
+        else:
+            truth[name] = version
+            events.append(seen(name, version, f"n{version}"))
+    kept = draw(st.lists(st.sampled_from(events), max_size=len(events)))
+    at = draw(st.integers(0, len(kept)))
+    return events, draw(st.permutations(kept)), at
+
+
+@given(histories())
+def test_after_a_complete_list_the_shelf_is_right_whatever_events_came_when(history):
+    events, told, at = history
+    truth: dict[str, Seen] = {}
+    for event in events:
+        truth[event.key] = event
+    living = [event for event in truth.values() if event.fact]
+    shelf = Shelf()
+    for event in told[:at]:
+        shelf.put(event)
+    shelf.replace("", events[-1].version, living)
+    for event in told[at:]:
+        shelf.put(event)
+    assert {key: shelf.get(key) for key in shelf} == {event.key: event.fact for event in living}
+
+
+def state_with(*news: Seen) -> State:
+    state = State("https://192.0.2.250:6443", "lbless-system", NOW.now)
+    for one in news:
+        state.learn(one, NOW)
+    state.tick(NOW.now)
+    return state
+
+
+def listing(kind: Kind, version: int, *found: Seen, namespace: str = "") -> Listing:
+    return Listing(Scope(kind, namespace), NOW.now, version, found)
+
+
+def test_nothing_may_be_decided_before_every_collection_was_listed():
+    state = state_with()
+    for scope in sorted(state.base_scopes, key=str):
+        assert not state.is_complete(state.scopes())
+        state.learn_listing(Listing(scope, NOW.now, 1, ()), NOW)
+    assert state.is_complete(state.scopes())
+    # A ClusterIP that asks for pods: these must be known first, and of no other namespace.
+    state.learn(objects.clusterip(version=2, spec={"workload": {"podSelector": {}}}), NOW)
+    assert state.scopes() == state.base_scopes | {Scope(Kind.POD, "shop")}
+    assert not state.is_complete(state.scopes())
+    state.learn_listing(listing(Kind.POD, 3, namespace="shop"), NOW)
+    assert state.is_complete(state.scopes())
+
+
+def test_a_collection_nobody_asks_for_any_more_is_forgotten_and_listed_anew_later():
+    state = state_with(objects.clusterip(spec={"workload": {"podSelector": {}}}))
+    state.learn_listing(listing(Kind.POD, 3, objects.pod("p", "n1", 2), namespace="shop"), NOW)
+    state.learn(objects.clusterip(version=4, spec={}), NOW)
+    state.keep_only(state.scopes())
+    assert not state.is_complete(frozenset({Scope(Kind.POD, "shop")}))
+
+
+@pytest.mark.parametrize(
+    ("news", "concerned"),
+    [
+        (objects.node("n1", 9), set()),
+        (objects.node("n1", 9, ready=False), {"shop/web", "shop/other"}),
+        (objects.node("n2", 9), {"shop/web", "shop/other"}),
+        (objects.agent("n1", 9), set()),
+        (objects.agent("n1", 9, address="192.0.2.77/24"), {"shop/web", "shop/other"}),
+        (objects.pod("p", "n1", 9), set()),
+        (objects.pod("p", "n1", 9, ready=False), {"shop/web"}),
+        (objects.pod("q", "n1", 9, labels={"app": "none"}), set()),
+        (objects.pod("q", "n1", 9, ready=False), set()),
+        (objects.pod("q", "n1", 9), {"shop/web"}),
+        (objects.endpoints("s", {"n1": True}, 9), {"shop/other"}),
+        (objects.endpoints("s", {"n1": True}, 9, service="none"), set()),
+        (objects.lease("n1", 9), set()),
+    ],
+)
+def test_news_concern_those_for_whom_they_matter(news, concerned):
+    pods = {"workload": {"podSelector": {"matchLabels": {"app": "web"}}}}
+    service = {"ip": "192.0.2.11", "workload": {"serviceRef": {"name": "web"}}}
+    state = state_with(
+        objects.clusterip(spec=pods),
+        objects.clusterip("other", spec=service),
+        objects.node("n1"),
+        objects.agent("n1"),
+        objects.pod("p", "n1"),
+    )
+    assert state.learn(news, NOW) == concerned
+
+
+def test_a_lease_that_makes_an_agent_fresh_concerns_all_at_the_next_tick():
+    state = state_with(objects.clusterip(), objects.node("n1"), objects.agent("n1"))
+    assert state.learn(objects.lease("n1"), NOW) == set()
+    assert state.tick(NOW.now) == ({"shop/web"}, False)
+
+
+def test_a_deleted_lease_and_a_missed_deletion_are_the_same():
+    for news in ("event", "list"):
+        state = state_with(objects.clusterip(), objects.node("n1"), objects.agent("n1"), objects.lease("n1"))
+        if news == "event":
+            state.learn(objects.gone(objects.lease("n1"), 9), NOW)
+        else:
+            state.learn_listing(Listing(LEASES, NOW.now, 9, ()), NOW)
+        assert state.tick(NOW.now + 1)[0] == {"shop/web"}, news
+
+
+def test_of_two_with_one_address_the_newer_knows_the_older_until_that_is_gone():
+    older = objects.clusterip("older", 1, created="2026-01-01T00:00:00Z")
+    newer = objects.clusterip("newer", 2, created="2026-01-01T00:00:01Z")
+    state = state_with(newer, older)
+
+    def rival(key: str) -> str | None:
+        situation = state.situation(key, NOW.now, "")
+        assert situation is not None
+        return situation.older
+
+    assert (rival("shop/newer"), rival("shop/older")) == ("shop/older", None)
+    assert state.learn(objects.gone(older, 9), NOW) == {"shop/newer"}
+    assert rival("shop/newer") is None
+    assert state.situation("shop/older", NOW.now, "") is None
+
+
+def test_an_older_one_that_is_refused_holds_its_address_only_with_an_assignment():
+    refused = {"sourceMAC": "Cluster"}
+    newer = objects.clusterip("newer", 2, created="2026-01-01T00:00:01Z")
+    for status, holder in (
+        ({}, None),
+        ({"epoch": 3, "assignments": [{"node": "n1", "buckets": "0-15"}]}, "shop/older"),
+    ):
+        state = state_with(objects.clusterip("older", 1, spec=refused, status=status), newer)
+        situation = state.situation("shop/newer", NOW.now, "")
+        assert situation is not None
+        assert situation.older == holder
+
+
+def test_an_assignment_that_the_api_server_lost_is_remembered():
+    held = {"epoch": 3, "assignments": [{"node": "n1", "incarnation": 1, "buckets": "0-15"}]}
+    state = state_with(objects.clusterip(status=held))
+    for version, status in enumerate(({}, {"epoch": 2}, {"epoch": 3}), 2):
+        state.learn(objects.clusterip(version=version, status=status), NOW)
+        situation = state.situation("shop/web", NOW.now, "")
+        assert situation is not None
+        assert situation.tampered
+        assert situation.current.epoch == 3
+        assert [a.node for a in situation.current.assignments] == ["n1"]
+    state.learn(objects.clusterip(version=9, status={"epoch": 4}), NOW)
+    situation = state.situation("shop/web", NOW.now, "")
+    assert situation is not None
+    assert not situation.tampered
+    assert situation.current.assignments == ()
+
+
+def test_a_recreated_clusterip_is_another_one():
+    held = {"epoch": 3, "assignments": [{"node": "n1", "buckets": "0-15"}]}
+    state = state_with(objects.clusterip(status=held))
+    state.learn(objects.clusterip(version=9, uid="another"), NOW)
+    situation = state.situation("shop/web", NOW.now, "")
+    assert situation is not None
+    assert (situation.current.epoch, situation.tampered) == (0, False)
+
+
+def test_a_node_that_is_named_and_deleted_is_still_judged():
+    held = {"epoch": 3, "assignments": [{"node": "n9", "buckets": "0-15"}]}
+    state = state_with(objects.clusterip(status=held), objects.node("n1"))
+    situation = state.situation("shop/web", NOW.now, "")
+    assert situation is not None
+    assert [v.node for v in situation.verdicts] == ["n1", "n9"]
+
+
+def test_a_confirmation_concerns_the_clusterip_that_it_is_about():
+    held = {"epoch": 3, "assignments": [{"node": "n1", "buckets": "0-15"}]}
+    state = state_with(objects.clusterip(status=held), objects.node("n1"))
+    assert state.confirm() == set()
+    state.learn(objects.agent("n1", digest=applied_digest({"uid-web": 3})), NOW)
+    assert state.confirm() == {"shop/web"}
+    assert state.confirm() == set()
+
+
+@pytest.mark.parametrize(
+    ("ip", "holder"),
+    [
+        ("192.0.2.1", "node n1 (eth0)"),
+        ("192.0.2.254", "the gateway of node n1"),
+        ("192.0.2.7", "node n1"),
+        ("192.0.2.250", "the API server"),
+        ("192.0.2.255", "everybody"),
+        ("192.0.2.0", "nobody"),
+        ("10.244.1.7", "the pod range of node n1"),
+        ("10.96.3.4", "the Service range"),
+        ("192.0.2.99", None),
+    ],
+)
+def test_an_address_is_refused_for_everybody_who_is_known_to_have_it(ip, holder):
+    service_range = {
+        "metadata": objects.metadata("kubernetes", 1),
+        "spec": {"cidrs": ["10.96.0.0/16"]},
+    }
+    interface = {
+        "name": "eth0",
+        "mac": "02:00:00:00:00:01",
+        "addresses": ["192.0.2.1/24"],
+        "gateways": ["192.0.2.254"],
+    }
+    state = state_with(
+        objects.clusterip(spec={"ip": ip}),
+        objects.node("n1", addresses=("192.0.2.7",), pod_ranges=("10.244.1.0/24",)),
+        objects.agent("n1", interfaces=[interface]),
+        parse(Kind.SERVICE_RANGE, service_range),
+    )
+    situation = state.situation("shop/web", NOW.now, "")
+    assert situation is not None
+    if holder is None:
+        assert situation.refusal is None
+    else:
+        assert holder in str(situation.refusal)
