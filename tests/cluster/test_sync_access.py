@@ -93,6 +93,8 @@ def test_the_programs_may_do_what_they_need(
         (OPERATOR, "patch", "lbless.dev/clusteripnodes:status", "", "n1"),
         (OPERATOR, "patch", "/nodes", "", "n1"),
         (OPERATOR, "list", "/secrets", NAMESPACE, ""),
+        (OPERATOR, "list", "/services", "default", ""),
+        (OPERATOR, "delete", "events.k8s.io/events", "default", ""),
         (OPERATOR, "update", "coordination.k8s.io/leases", NAMESPACE, "lbless-node-n1"),
         (OPERATOR, "list", "coordination.k8s.io/leases", "kube-node-lease", ""),
     ],
