@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lab import claim
 from lab.controlplane import ControlPlane
 from lab.errors import LabError
 from lab.lan import Lan
@@ -16,7 +17,10 @@ CRDS = Path(__file__).parents[2] / "crds"
 @pytest.fixture(scope="session")
 def bare_control_plane() -> Iterator[ControlPlane]:
     """etcd, kube-apiserver and kube-controller-manager, nothing of lbless in them."""
-    with Lan("lbcluster", nodes=0) as lan, ControlPlane(lan, progress=Silence()) as control_plane:
+    with (
+        Lan(claim.unique("lbcluster"), nodes=0) as lan,
+        ControlPlane(lan, progress=Silence()) as control_plane,
+    ):
         yield control_plane
 
 

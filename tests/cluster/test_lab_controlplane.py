@@ -37,7 +37,7 @@ def endpoints(control_plane: ControlPlane, namespace: str, service: str) -> dict
 
 
 def test_ctrl_c_while_it_starts_leaves_nothing() -> None:
-    prefix = f"t{os.getpid():x}stop"
+    prefix = claim.unique("stopped")
     program = (
         "from lab.lan import Lan; from lab.controlplane import ControlPlane\n"
         f"with Lan({prefix!r}, nodes=0) as lan, ControlPlane(lan): pass"

@@ -5,7 +5,7 @@ from itertools import count
 
 import pytest
 
-from lab import servers
+from lab import claim, servers
 from lab.controlplane import ControlPlane
 from lab.installation import Installation
 from lab.lan import Lan
@@ -18,7 +18,7 @@ _numbers = count(1)
 def lbless() -> Iterator[Installation]:
     """lbless running on n1, n2 and n3, which serve TCP and UDP; each node also has a pod."""
     with (
-        Lan("lbe2e", nodes=3, pods=True) as lan,
+        Lan(claim.unique("lbe2e"), nodes=3, pods=True) as lan,
         servers.serving(lan.nodes),
         ControlPlane(lan, progress=Silence()) as control_plane,
     ):

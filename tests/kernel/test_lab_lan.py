@@ -23,7 +23,7 @@ pytestmark = pytest.mark.root
 
 TESTS = Path(__file__).parents[1]
 # With this process's number: several may test on one machine. A prefix whose process was killed is swept anyway.
-PREFIX = f"t{os.getpid():x}x"
+PREFIX = f"{claim.unique('t')}x"
 _numbers = count(1)
 
 

@@ -76,6 +76,11 @@ class Claim:
             self._lock = None
 
 
+def unique(name: str) -> str:
+    """Return a prefix that begins with `name` (up to 9 letters) and that no other running process would choose."""
+    return f"{name}{os.getpid():x}"
+
+
 def is_kept(prefix: str) -> bool:
     """Return whether a lab was left up on purpose."""
     return (CLAIMS / prefix / "kept").exists()

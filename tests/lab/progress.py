@@ -11,8 +11,8 @@ from typing import TextIO, TypeVar
 
 from lab.errors import LabError
 
-# A person doubts a program that is silent for longer than this.
-SILENCE_SECONDS = 2.0
+# A person doubts a program that is silent for two seconds; loops look a few times a second.
+SILENCE_SECONDS = 1.7
 
 T = TypeVar("T")
 
