@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import statistics
+import threading
 import time
 from collections.abc import Iterator
 from itertools import count
@@ -32,7 +33,12 @@ from lab.progress import Silence
 from lab.rest import ApiError
 from lbless_api.digest import applied_digest
 from lbless_api.node import Outstanding
+from lbless_api.state import Observed
+from lbless_edge.kube import connect
 from lbless_nodeagent import files
+from lbless_nodeagent.sync import reporter
+from lbless_nodeagent.sync.ownnode import OwnNode
+from lbless_nodeagent.sync.report import report
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
 
@@ -287,6 +293,35 @@ def test_a_report_that_somebody_deleted_comes_back_with_the_next_change(
     synced.observe({"u": 1})
     wait_for("it", lambda: synced.report["metadata"]["uid"] != former and synced.ready)
     assert synced.report["metadata"]["ownerReferences"]
+
+
+def test_a_report_that_somebody_deleted_or_edited_comes_back_also_without_a_change(
+    plane: ControlPlane, synced: SyncedNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced.stop()
+    monkeypatch.setattr(reporter, "REFRESH_SECONDS", 0.2)  # in the program: a minute
+    said = report({}, Observed("boot", 1.0, kernel="6.2"), "")
+    node = OwnNode(synced.name, synced.state, lambda: None)
+    node.changed(synced.node)
+    stop, wake = threading.Event(), threading.Event()
+    written = reporter.Reporter(connect(str(plane.kubeconfig)), node, lambda: said, wake, stop)
+    thread = threading.Thread(target=written.run, daemon=True)
+    thread.start()
+    try:
+        wait_for("the report", lambda: synced.report["status"]["kernel"] == "6.2")
+        former = synced.report["metadata"]["uid"]
+        plane.api("DELETE", f"{CLUSTERIPNODES}/{synced.name}")
+        wait_for("another one", lambda: synced.report["metadata"]["uid"] != former and synced.ready)
+        assert synced.report["metadata"]["ownerReferences"]
+        plane.api("PATCH", f"{CLUSTERIPNODES}/{synced.name}/status", {"status": {"kernel": "edited"}})
+        wait_for("the truth", lambda: synced.report["status"]["kernel"] == "6.2")
+        version, writes = synced.report["metadata"]["resourceVersion"], written.writes
+        wait_for("some refreshes", lambda: written.writes > writes + 2)
+        assert synced.report["metadata"]["resourceVersion"] == version
+    finally:
+        stop.set()
+        wake.set()
+        thread.join(10)
 
 
 def test_while_dataplane_is_silent_the_lease_is_not_renewed_and_ready_says_so(synced: SyncedNode) -> None:
