@@ -70,11 +70,7 @@ def _serve(options: argparse.Namespace) -> None:
 
             metrics.register(lambda: reporter.last)
         _LOG.info("Serving node %s from %s with the %s engine.", options.node, options.state_dir, engine.name)
-        loop = Loop(reconciler, engine, reporter, stop)
-        try:
-            loop.run()
-        finally:
-            loop.close()
+        Loop(reconciler, engine, reporter, stop).run()
         if _intent(reconciler) is Intent.REMOVE:
             _remove(reconciler)
             reporter.report(Outcome(), reconciler.programming.report, {})

@@ -42,9 +42,10 @@ class Addresses:
         """The addresses that are ours and not the node's own."""
         return self._journal.journal.addresses
 
-    def refresh(self) -> None:
-        """Read the links again; raises LinkError."""
-        self.network = self._links.read()
+    def refresh(self, *, thorough: bool = False) -> None:
+        """Learn how the links are now, `thorough` without believing the kernel's notifications; raises
+        LinkError."""
+        self.network = self._links.read(thorough=thorough)
 
     def adopt(self, installed: Iterable[Place]) -> None:
         """Take for ours what the engine's tables prove to be."""
@@ -77,9 +78,10 @@ class Addresses:
             problems=tuple(failed.values()),
         )
 
-    def on_link(self, place: Place) -> bool:
-        """Whether the address was there when the links were last read."""
-        return place.address in self.network.as_shared()
+    def on_links(self, places: Iterable[Place]) -> set[IPv4Address]:
+        """Return those of the addresses that were on their link when the links were last read."""
+        there = self.network.as_shared()
+        return {place.ip for place in places if place.address in there}
 
     def left(self, ip: IPv4Address) -> bool:
         """Whether anything of the address may still be on a link by our doing."""

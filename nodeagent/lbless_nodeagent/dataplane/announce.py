@@ -31,6 +31,12 @@ class Announcements:
 
     def __init__(self) -> None:
         self._due: dict[Place, tuple[int, float]] = {}
+        # One for all, protocol 0: it receives nothing. To close one takes the kernel some 15 ms.
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
 
     @property
     def next_at(self) -> float | None:
@@ -49,7 +55,8 @@ class Announcements:
                 del self._due[place]
             elif at <= now:
                 try:
-                    announce(link.name, place.ip, place.mac, link.mac)
+                    for frame in frames(place.ip, place.mac, link.mac):
+                        self._socket.sendto(frame, (link.name, 0))
                 except OSError as error:
                     # Typically a link that is down: nobody hears it then, and nobody asks either.
                     _LOG.debug("%s is not announced on %s: %s", place.ip, link.name, error)
@@ -72,14 +79,6 @@ def frames(ip: IPv4Address, cluster_mac: str, node_mac: str) -> tuple[bytes, byt
         return header + struct.pack("!HHBBH", 1, 0x0800, 6, 4, operation) + sender + target_mac + ip.packed
 
     return packet(_REQUEST, bytes(6)), packet(_REPLY, _BROADCAST)
-
-
-def announce(interface: str, ip: IPv4Address, cluster_mac: str, node_mac: str) -> None:
-    """Send both forms out of an interface; raises OSError, as where the link is down."""
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as sender:
-        sender.bind((interface, 0))
-        for frame in frames(ip, cluster_mac, node_mac):
-            sender.send(frame)
 
 
 def _octets(mac: str) -> bytes:

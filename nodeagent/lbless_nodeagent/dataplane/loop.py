@@ -14,7 +14,6 @@ from types import FrameType
 from lbless_nodeagent.dataplane.engine import Engine
 from lbless_nodeagent.dataplane.reconcile import Outcome, Reconciler
 from lbless_nodeagent.dataplane.report import Reporter
-from lbless_nodeagent.dataplane.rtnetlink import ChangeNotice
 
 REPORT_SECONDS = 1.5
 """observed.json promises 2 s; the rest is for a pass that is under way."""
@@ -61,11 +60,10 @@ class Loop:
         self._reconciler = reconciler
         self._reporter = reporter
         self._stop = stop
-        self._notice = ChangeNotice()
         self._poll = select.poll()
         rules = engine.fileno()
         # The engine reads its own descriptor empty when a pass has it verify the rules.
-        for descriptor in (reconciler.desired.fileno(), self._notice.fileno(), stop.fileno(), rules):
+        for descriptor in (reconciler.desired.fileno(), reconciler.links.fileno(), stop.fileno(), rules):
             if descriptor is not None:
                 self._poll.register(descriptor, select.POLLIN)
         self._rules = rules
@@ -91,10 +89,6 @@ class Loop:
             else:
                 self._report(outcome)
 
-    def close(self) -> None:
-        """Let go of descriptors."""
-        self._notice.close()
-
     def _pass(self, *, thorough: bool) -> Outcome:
         outcome = self._reconciler.run_pass(thorough=thorough)
         self._report(outcome)
@@ -115,8 +109,8 @@ class Loop:
 
     def _ready(self, seconds: float) -> bool:
         ready = [descriptor for descriptor, _ in self._poll.poll(max(0.0, seconds) * 1000)]
-        if self._notice.fileno() in ready:
-            self._notice.drain()
+        if self._reconciler.links.fileno() in ready:
+            self._reconciler.links.drain()
         if self._reconciler.desired.fileno() in ready:
             self._reconciler.desired.drain()
         if self._rules in ready:

@@ -60,8 +60,8 @@ class Reconciler:
         self._last_good = LastGood(directory / APPLIED)
         self._journal = JournalFile(directory, boot_id)
         self._identity = IdentityFile(directory)
-        self._links = Rtnetlink()
-        self._addresses = Addresses(self._links, self._journal)
+        self.links = Rtnetlink()
+        self._addresses = Addresses(self.links, self._journal)
         self._announcements = Announcements()
         self.programming = Programming(engine)
         # Of the tables' addresses those that no file explains; see _unexplained.
@@ -78,7 +78,7 @@ class Reconciler:
             self.desired.forget()
         self.programming.check(audit=thorough)
         try:
-            self._addresses.refresh()
+            self._addresses.refresh(thorough=thorough)
             return self._pass()
         except LinkError as error:
             return Outcome(problems=(str(error),), retry_at=time.monotonic() + RETRY_SECONDS)
@@ -108,7 +108,8 @@ class Reconciler:
     def close(self) -> None:
         """Let go of descriptors; the kernel keeps what it holds."""
         self.desired.close()
-        self._links.close()
+        self._announcements.close()
+        self.links.close()
 
     def _pass(self) -> Outcome:
         desired = self.desired.read()
@@ -240,13 +241,12 @@ class Reconciler:
     ) -> dict[str, int]:
         """The epochs that the kernel has, also those that want nothing here and left nothing here."""
         applied = {}
+        served = [v for v in decision.vips.values() if self.programming.installed.get(v.ip) == v]
+        there = self._addresses.on_links(self._places(served))
         for uid, clusterip in counted.items():
             vip = decision.vips.get(uid)
-            if vip:
-                here = self.programming.installed.get(vip.ip) == vip
-                done = here and all(self._addresses.on_link(place) for place in self._places([vip]))
-            else:
-                done = clusterip.epoch > 0 and uid not in self._last_good.clusterips()
+            gone = clusterip.epoch > 0 and uid not in self._last_good.clusterips()
+            done = vip.ip in there if vip else gone
             if done and uid not in failures:
                 applied[uid] = clusterip.epoch
         return applied

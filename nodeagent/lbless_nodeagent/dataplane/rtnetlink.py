@@ -7,15 +7,27 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Iterable
+import struct
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
+from enum import Enum
 from ipaddress import IPv4Address
 from typing import Any, TypeVar
 
 from pyroute2 import IPRoute
 from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, nla, nlmsg
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
-from pyroute2.netlink.rtnl import RTM_SETLINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_LINK
+from pyroute2.netlink.rtnl import (
+    RTM_DELADDR,
+    RTM_DELROUTE,
+    RTM_NEWADDR,
+    RTM_NEWROUTE,
+    RTM_SETLINK,
+    RTMGRP_IPV4_IFADDR,
+    RTMGRP_IPV4_ROUTE,
+    RTMGRP_LINK,
+)
 
 from lbless_nodeagent.dataplane.network import Address, AddressKey, GroupKey, Link, Network
 
@@ -33,42 +45,73 @@ class LinkError(Exception):
     """The kernel refused; the message is one sentence."""
 
 
+class _Part(Enum):
+    """What is read at once, and read again only when something in it changed."""
+
+    LINKS = "links and the groups that they joined"
+    ADDRESSES = "addresses"
+    ROUTES = "routes"
+
+
 class Rtnetlink:
-    """One rtnetlink socket. For one thread, which runs no event loop."""
+    """Requests over one socket, notifications over another. For one thread, which runs no event loop."""
 
     def __init__(self) -> None:
         self._route = IPRoute()
+        self._notice = _ChangeNotice()
+        self._network = Network()
+        self._stale = set(_Part)
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close both."""
+        self._notice.close()
         self._route.close()
 
-    def read(self) -> Network:
-        """Read all of it; raises LinkError."""
+    def fileno(self) -> int:
+        """For poll(): readable when a link, an IPv4 address or an IPv4 route changed."""
+        return self._notice.fileno()
+
+    def drain(self) -> None:
+        """Note what was announced: `read` will read it again."""
+        self._stale |= self._notice.drain()
+
+    def read(self, *, thorough: bool = False) -> Network:
+        """Return the network as it is now; raises LinkError.
+
+        Reads again what is announced to have changed, and what `self` changed. Nobody announces that a
+        group was left: that is seen when its link changes, or by a `thorough` reading of all.
+        """
+        if thorough:
+            self._stale = set(_Part)
+        # First, so that what changes from here on is announced for the next time.
+        self.drain()
         try:
-            return self._read()
+            for part in tuple(self._stale):
+                self._network = replace(self._network, **self._read(part))
+                self._stale.discard(part)
         except (OSError, NetlinkError) as error:
             raise LinkError(
                 f"The links cannot be read from the kernel ({error}): this is tried again."
             ) from None
+        return self._network
 
-    def _read(self) -> Network:
-        return Network(
-            links={link.index: link for link in map(_link, self._dump(self._route.get_links))},
-            addresses=tuple(map(_address, self._dump(lambda: self._route.get_addr(family=socket.AF_INET)))),
-            gateways=frozenset(
-                hop
-                for route in self._dump(
-                    lambda: self._route.get_routes(family=socket.AF_INET, table=_MAIN_TABLE, type=_UNICAST)
-                )
-                for hop in _next_hops(route)
-            ),
-            groups=frozenset(
-                (entry["ifindex"], entry.get("lladdr").lower())
-                for entry in self._dump(lambda: self._route.fdb("dump"))
-                if _is_group(entry.get("lladdr") or "")
-            ),
+    def _read(self, part: _Part) -> dict[str, Any]:
+        """Return the fields of Network that are of that part."""
+        if part is _Part.LINKS:
+            links = map(_link, self._dump(self._route.get_links))
+            entries = self._dump(lambda: self._route.fdb("dump"))
+            groups = ((entry["ifindex"], (entry.get("lladdr") or "").lower()) for entry in entries)
+            return {
+                "links": {link.index: link for link in links},
+                "groups": frozenset((index, mac) for index, mac in groups if _is_group(mac)),
+            }
+        if part is _Part.ADDRESSES:
+            addresses = self._dump(lambda: self._route.get_addr(family=socket.AF_INET))
+            return {"addresses": tuple(map(_address, addresses))}
+        routes = self._dump(
+            lambda: self._route.get_routes(family=socket.AF_INET, table=_MAIN_TABLE, type=_UNICAST)
         )
+        return {"gateways": frozenset(hop for route in routes for hop in _next_hops(route))}
 
     def add_address(self, key: AddressKey) -> None:
         """Add a shared address: a /32, valid for ever, but deprecated at once so that nothing picks it.
@@ -92,6 +135,7 @@ class Rtnetlink:
 
     def join_group(self, key: GroupKey) -> None:
         """Open a link's filter for frames to a multicast MAC; raises LinkError."""
+        self._stale.add(_Part.LINKS)  # it is not announced
         self._change(
             f"The link cannot join group {key[1]}",
             lambda: self._route.fdb("append", ifindex=key[0], lladdr=key[1]),
@@ -99,6 +143,7 @@ class Rtnetlink:
 
     def leave_group(self, key: GroupKey) -> None:
         """Close a link's filter again; the group or the link may be gone. Raises LinkError."""
+        self._stale.add(_Part.LINKS)  # it is not announced
         self._change(
             f"The link cannot leave group {key[1]}",
             lambda: self._route.fdb("del", ifindex=key[0], lladdr=key[1]),
@@ -111,6 +156,7 @@ class Rtnetlink:
         By netlink, because /proc/sys is read-only in a container that has no more than NET_ADMIN.
         """
         index, value = setting
+        self._stale.add(_Part.LINKS)  # it is not announced
         self._change(
             f"arp_announce cannot be set to {value}",
             lambda: self._route.nlm_request_batch([_set_arp_announce(index, value)]),
@@ -135,7 +181,7 @@ class Rtnetlink:
         return list(dump())
 
 
-class ChangeNotice:
+class _ChangeNotice:
     """A socket that becomes readable when a link, an IPv4 address or an IPv4 route changes."""
 
     def __init__(self) -> None:
@@ -146,29 +192,49 @@ class ChangeNotice:
         self._socket.bind((0, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE))
 
     def fileno(self) -> int:
-        """For poll()."""
         return self._socket.fileno()
 
-    def drain(self) -> None:
-        """Forget what was announced: who is woken reads the state itself, so no message is parsed."""
+    def close(self) -> None:
+        self._socket.close()
+
+    def drain(self) -> set[_Part]:
+        """Read all there is, and return what it is about. No more is parsed: the state itself is read."""
+        changed: set[_Part] = set()
         while True:
             try:
-                self._socket.recv(65536)
+                received = self._socket.recv(_NOTICE_BYTES)
             except BlockingIOError:
-                return
+                return changed
             except OSError as error:
-                # More changed than the buffer holds: that something did is all that counts.
                 if error.errno != errno.ENOBUFS:
                     raise
+                # More changed than the buffer holds, and some of it was dropped.
+                changed |= set(_Part)
+            else:
+                changed |= {_PARTS.get(kind, _Part.LINKS) for kind in _kinds(received)}
 
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
+
+_NOTICE_BYTES = 65536
+_PARTS = {
+    RTM_NEWADDR: _Part.ADDRESSES,
+    RTM_DELADDR: _Part.ADDRESSES,
+    RTM_NEWROUTE: _Part.ROUTES,
+    RTM_DELROUTE: _Part.ROUTES,
+}
+
+
+def _kinds(received: bytes) -> Iterator[int]:
+    """The types of the netlink messages in a datagram: each begins with its length and its type."""
+    offset = 0
+    while offset + 16 <= len(received):
+        length, kind = struct.unpack_from("=IH", received, offset)
+        yield kind
+        offset += max(16, (length + 3) & ~3)
 
 
 def _is_group(mac: str) -> bool:
     """Not by the entry's flags: a bridge keeps its own groups among those of its ports."""
-    return bool(mac) and bool(int(mac[:2], 16) & 1)
+    return mac != "" and int(mac[:2], 16) & 1 == 1
 
 
 def _link(message: Any) -> Link:
