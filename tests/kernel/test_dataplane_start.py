@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kernel.dataplane import DATAPLANE, Dataplane, tables, wait_for
+from kernel.dataplane import DATAPLANE, Dataplane, interface, tables, wait_for
 from lab.lan import Lan
 from lbless_nodeagent import files
 
@@ -110,6 +110,23 @@ def test_without_libnftables_it_says_what_to_install_and_leaves_word_for_sync(
     engine = dataplane.observed().engines[0]
     assert (engine.name, engine.available) == ("nftables", False)
     assert "nftables is missing" in engine.message
+
+
+def test_the_two_capabilities_are_enough_also_where_proc_is_read_only(dataplane: Dataplane, lan: Lan) -> None:
+    only = "-all,+net_admin,+net_raw"
+    confined = ["setpriv", "--no-new-privs", f"--bounding-set={only}", f"--inh-caps={only}"]
+    read_only = ["unshare", "--mount", "sh", "-c", 'mount -o bind,ro /proc/sys /proc/sys && exec "$@"', "sh"]
+    command = [*read_only, *confined, *DATAPLANE, "--node", "n1", "--state-dir", str(dataplane.directory)]
+    dataplane.process = dataplane.host.popen(command, log="dataplane")
+    dataplane.desire("a", Lan.vip())
+    dataplane.wait_applied("a")
+    assert dataplane.serves(Lan.vip())
+    assert interface(dataplane.host, "eth0").arp_announce == 2
+    capabilities = Path(f"/proc/{dataplane.process.pid}/status").read_text()
+    assert "CapEff:\t0000000000003000" in capabilities
+    dataplane.intend("remove")
+    assert dataplane.stop() == 0
+    assert interface(dataplane.host, "eth0").arp_announce == 0
 
 
 def test_metrics_are_served_where_asked_for(dataplane: Dataplane, lan: Lan) -> None:

@@ -112,6 +112,16 @@ def desire(directory: Path, shares: Shares) -> None:
         files.write_json(directory / "desired" / f"{uid}.json", desired_json(uid, ip, {"n1": buckets}))
 
 
+def check_filtered(host: Host, addresses: tuple[str, ...]) -> None:
+    """No address is on a link without rules that know it there: it would answer what others answer too."""
+    for name in ("eth0", "eth1"):
+        for ip in addresses:
+            if f"{ip}/32" in interface(host, name).addresses:
+                element = f"{{ {name} . {ip} }}"
+                known = host.run(["nft", "get", "element", "ip", "lbless", "vips", element], check=False)
+                assert known.returncode == 0, f"{ip} is on {name} without rules"
+
+
 def check(host: Host, shares: Shares, addresses: tuple[str, ...]) -> None:
     """The kernel holds exactly this."""
     for name in ("eth0", "eth1"):
@@ -147,6 +157,7 @@ def main(directory: Path, near: str, far: str) -> None:
             ended = run(directory, remove=wanted is None, step=step)
             where = f"{former} to {wanted}, killed before step {step}"
             try:
+                check_filtered(host, addresses)
                 assert run(directory, remove=wanted is None)
                 check(host, wanted or {}, addresses)
                 assert run(directory, remove=True)
