@@ -127,11 +127,12 @@ def check(host: Host, shares: Shares, addresses: tuple[str, ...]) -> None:
     for name in ("eth0", "eth1"):
         on_it = [ip for ip in shares if ip.startswith("10.83.") == (name == "eth1")]
         held = interface(host, name)
-        assert {a for a in held.addresses if a.endswith("/32")} == {f"{ip}/32" for ip in on_it}
-        assert held.groups == {default_mac(IPv4Address(ip)) for ip in on_it}
-        assert held.arp_announce == (2 if on_it else 0)
+        assert {a for a in held.addresses if a.endswith("/32")} == {f"{ip}/32" for ip in on_it}, held
+        assert held.groups == {default_mac(IPv4Address(ip)) for ip in on_it}, held
+        assert held.arp_announce == (2 if on_it else 0), held
     for ip in addresses:
-        assert str(owned_buckets(host, ip)) == shares.get(ip, "")
+        owned = str(owned_buckets(host, ip))
+        assert owned == shares.get(ip, ""), f"{ip} has buckets {owned}"
 
 
 def main(directory: Path, near: str, far: str) -> None:
