@@ -126,8 +126,9 @@ def main() -> int:
     """Run lbless-operator and return its exit status."""
     options = _options()
     configure_logging(options.log_format, options.log_level)
-    # What goes wrong in its watches the LISTs find too, and say in one sentence.
+    # What goes wrong in its watches the LISTs find too, and say in one sentence; handlers that fail do not.
     logging.getLogger("kopf").setLevel(logging.CRITICAL)
+    logging.getLogger("kopf.objects").setLevel(logging.ERROR)
     return run(lambda: _run(options))
 
 
@@ -155,7 +156,11 @@ def _options() -> argparse.Namespace:
         help="lbless's own, where the Leases are",
     )
     parser.add_argument(
-        "--liveness-port", type=int, default=0, metavar="PORT", help="serve GET /healthz there; 0: not at all"
+        "--liveness-port",
+        type=_port,
+        default=0,
+        metavar="PORT",
+        help="serve GET /healthz there; 0: not at all",
     )
     parser.add_argument(
         "--lease-seconds",
@@ -165,6 +170,13 @@ def _options() -> argparse.Namespace:
         help="another replica leads after so long without a sign of this one",
     )
     return parser.parse_args()
+
+
+def _port(value: str) -> int:
+    port = int(value) if value.isdecimal() else -1
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{value} is no port: use 1 to 65535, or 0 for none")
+    return port
 
 
 def _lease_seconds(value: str) -> int:

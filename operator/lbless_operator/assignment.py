@@ -103,9 +103,8 @@ def print_moves(
     causes = {v.node: v.cause for v in verdicts}
     parts, total = [], 0
     for source in sorted(before):
-        gains = {
-            node: len(before[source] & buckets) for node, buckets in sorted(after.items()) if node != source
-        }
+        lost = before[source] - after.get(source, BucketSet())
+        gains = {node: len(lost & buckets) for node, buckets in sorted(after.items())} if lost else {}
         count = sum(gains.values())
         if not count:
             continue
