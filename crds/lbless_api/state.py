@@ -7,6 +7,7 @@ Owns its file names and the JSON of its files. Reading and writing them safely i
     desired/.intent      sync       what a SIGTERM of dataplane means: hold, handover or remove
     desired/.node.json   sync       what of the Node object the kernel needs: {"podCIDRs": […]}
     applied/<uid>.json   dataplane  the last good ClusterIP with the interface it is on
+    journal.json         dataplane  its own: addresses and groups it added, settings it changed
     observed.json        dataplane  what is in the kernel, rewritten at least every 2 s
     identity.json        dataplane  the incarnation of each interface
 """
