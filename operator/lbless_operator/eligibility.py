@@ -58,8 +58,8 @@ _DESCRIPTIONS = {
     Cause.NO_READY_ENDPOINT: (_HAS, "no ready {workload}"),
     Cause.NO_AGENT: (_HAS, "no lbless agent"),
     Cause.AGENT_SILENT: (_HAS, "a silent lbless agent"),
-    Cause.NO_MATCHING_INTERFACE: (_HAS, "no interface for {ip}"),
-    Cause.NO_CARRIER: (_HAS, "no carrier on the interface for {ip}"),
+    Cause.NO_MATCHING_INTERFACE: (_HAS, "no interface {interface}"),
+    Cause.NO_CARRIER: (_HAS, "no carrier on the interface of {ip}"),
     Cause.NODE_NOT_READY: (_IS, "NotReady with a silent lbless agent"),
     Cause.NODE_DELETED: (_IS, "deleted"),
 }
@@ -173,8 +173,13 @@ def _is_selected(spec: Spec, node: NodeFact) -> bool:
 def describe(cause: Cause, spec: Spec, *, plural: bool = False) -> str:
     """What goes after "node n1" or, in the plural, after "3": "has no ready pod matching app=web"."""
     verbs, rest = _DESCRIPTIONS[cause]
+    globs = ", ".join(spec.interfaces)
     filled = rest.format(
-        selector=_print(spec.node_selector), label=EXCLUDE_LABEL, workload=_workload(spec), ip=spec.ip
+        selector=_print(spec.node_selector),
+        label=EXCLUDE_LABEL,
+        workload=_workload(spec),
+        ip=spec.ip,
+        interface=f"that matches spec.interfaces {globs}" if globs else f"whose subnet contains {spec.ip}",
     )
     return f"{verbs[plural]} {filled}"
 

@@ -346,7 +346,7 @@ def test_what_this_version_cannot_do_is_refused(world: World):
             {"workload": {"serviceRef": {"name": "none"}}},
             "Service none of spec.workload.serviceRef has no EndpointSlice in namespace",
         ),
-        ({"interfaces": ["bond*"]}, "no interface for"),
+        ({"interfaces": ["bond*"]}, "has no interface that matches spec.interfaces bond*"),
     ],
 )
 def test_a_selector_that_matches_nothing_says_so(world: World, spec: dict, sentence: str):

@@ -227,7 +227,7 @@ def out(name: str, cause: Cause) -> Verdict:
             [out("a", Cause.NOT_SELECTED), out("b", Cause.NO_MATCHING_INTERFACE)],
             {"nodeSelector": {"zone": "a"}},
             True,
-            "No node is eligible, of 2 nodes: 1 has no interface for 192.0.2.10, "
+            "No node is eligible, of 2 nodes: 1 has no interface whose subnet contains 192.0.2.10, "
             "1 does not match nodeSelector zone=a.",
         ),
     ],
