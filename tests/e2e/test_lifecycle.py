@@ -49,11 +49,21 @@ def test_a_clusterip_deleted_while_an_agent_was_away_is_removed_when_it_is_back(
         lbless.stop(program, node, signal.SIGKILL)
     lbless.delete("missed")
     until("the others to let go", lambda: set(left(lbless, missed)) == {"n2"})
+    said = {program: len(lbless.log(program, node)) for program in away}
     started = time.monotonic()
     for program in away:
         lbless.start(program, node)
+    until(
+        "the agent to serve its node",
+        lambda: all(" node n2 " in lbless.log(program, node)[length:] for program, length in said.items()),
+    )
+    serving = time.monotonic()
     until("the node to let go", lambda: not left(lbless, missed))
-    print(f"gone {time.monotonic() - started:.2f} s after {' and '.join(away)} came back")
+    gone = time.monotonic()
+    print(
+        f"{' and '.join(away)} served {serving - started:.2f} s after the start; gone {gone - serving:.2f} s later"
+    )
+    assert gone - serving < DELETION_SECONDS
 
 
 def test_a_restart_of_everything_disturbs_no_traffic_and_changes_no_assignment(lbless, vip):
