@@ -164,6 +164,18 @@ class Installation:
         for node in self.lan.nodes:
             self.start(DATAPLANE, node)
             self.start(SYNC, node)
+        self._progress.until("every node to report", self._has_every_report, timeout_seconds=30)
+
+    def _has_every_report(self) -> bool:
+        """Whether each node says that it is ready: a ClusterIP made before would be spread in steps."""
+        reports = self.control_plane.api("GET", "/apis/lbless.dev/v1alpha1/clusteripnodes")["items"]
+        ready = {
+            report["metadata"]["name"]
+            for report in reports
+            for condition in report.get("status", {}).get("conditions", [])
+            if condition["type"] == "Ready" and condition["status"] == "True"
+        }
+        return ready == {node.name for node in self.lan.nodes}
 
     def _wait_for_crds(self) -> None:
         def served() -> bool:
