@@ -81,9 +81,6 @@ class Programming:
         was_intact = self._intact
         try:
             self._intact = self._engine.audit() if audit else self._engine.verify()
-            if self._applied is None:
-                # Also reads the notifications, which nobody would else as long as nothing can be applied.
-                self._engine.installed()
         except EngineError as error:
             _LOG.debug("The rules could not be checked, so they are applied again: %s", error)
             self._intact = False

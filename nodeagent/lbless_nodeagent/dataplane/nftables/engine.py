@@ -140,9 +140,8 @@ class NftablesEngine:
 
     def verify(self) -> bool:
         """Whether the kernel still holds what was last applied; costs a read of the notifications."""
-        if self._goal is None:
-            return False
-        return self._refresh() == self._goal
+        held = self._refresh()  # also before the first `apply`: it reads the notifications empty
+        return self._goal is not None and held == self._goal
 
     def audit(self) -> bool:
         """As `verify`, with everything read back."""
