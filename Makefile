@@ -13,8 +13,12 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: programs ## Show the main job on a LAN of namespaces; KEEP=1 leaves it up
+demo: root programs ## Show the main job on a LAN of namespaces; KEEP=1 leaves it up
 	@$(BIN)/python -m demo $(if $(KEEP),--keep)
+
+.PHONY: root
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "The demonstration needs root, for network namespaces: run it as root." >&2; exit 1; }
 
 .PHONY: down
 down: $(VENV)/.ready ## Remove the lab that make demo KEEP=1 left up

@@ -41,17 +41,13 @@ def _load_kubeconfig(kubeconfig: str, configuration: client.Configuration) -> No
         raise Fatal(f"The kubeconfig {kubeconfig} does not exist: correct $KUBECONFIG.")
     try:
         config.load_kube_config(kubeconfig, client_configuration=configuration, persist_config=False)
-    except (
-        config.ConfigException,
-        YAMLError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        KeyError,
-        OSError,
-    ) as error:
-        # The loader reads whatever YAML there is without checking its shape first.
+    except (config.ConfigException, YAMLError, ValueError, OSError) as error:
         raise Fatal(f"The kubeconfig {kubeconfig} cannot be used ({_sentence(error)}): correct it.") from None
+    except (TypeError, AttributeError, KeyError):
+        # The loader reads whatever YAML there is without checking its shape first.
+        raise Fatal(
+            f"The kubeconfig {kubeconfig} cannot be used (it is no kubeconfig): correct it."
+        ) from None
 
 
 def _strip_token(configuration: client.Configuration) -> None:

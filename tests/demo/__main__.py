@@ -16,7 +16,7 @@ from lab.errors import LabError
 from lab.installation import NAMESPACE, Installation
 from lab.kernelstate import traces
 from lab.lan import Lan
-from lab.progress import Progress
+from lab.progress import Progress, Silence
 from lbless_api.clusterip import ClusterIP
 
 PREFIX = "lbdemo"
@@ -47,6 +47,8 @@ def main() -> int:
         if arguments.down:
             claim.remove(PREFIX)
             return 0
+        if claim.is_kept(PREFIX):
+            progress.say("removing the lab that was left up before")
         with _lab(progress) as lbless:
             show(lbless, progress)
             if arguments.keep:
@@ -143,7 +145,7 @@ def _how_to_enter(lbless: Installation) -> str:
 The lab stays up.
   a node        nsenter --net=/run/netns/{lan.nodes[0].namespace} bash     (then: nft list table ip lbless)
   a client      nsenter --net=/run/netns/{lan.client.namespace} bash
-  Kubernetes    export KUBECONFIG={lbless.control_plane.kubeconfig}
+  Kubernetes    export PATH={programs.find(Silence()).kubectl.parent}:$PATH KUBECONFIG={lbless.control_plane.kubeconfig}
   logs, state   {lan.directory}   (namespace of the operator's objects: {NAMESPACE})
 Remove it with: make down"""
 

@@ -15,7 +15,7 @@ from lbless_api.hashing import HashFunction, HashMode
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
 
-CONNECTIONS, DATAGRAMS, ECHOES = 1000, 400, 400
+CONNECTIONS, DATAGRAMS, ECHOES = 1000, 1000, 1000
 
 
 @pytest.fixture
