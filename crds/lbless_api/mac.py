@@ -5,6 +5,8 @@ from ipaddress import IPv4Address
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
 _BROADCAST = "ff:ff:ff:ff:ff:ff"
+_LINK_LOCAL = re.compile(r"01:80:c2:00:00:0[0-9a-f]", re.ASCII)
+"""IEEE 802.1Q, 8.6.3: spanning tree, LLDP and their like, which every bridge keeps to itself."""
 
 
 def default_mac(ip: IPv4Address) -> str:
@@ -19,7 +21,8 @@ def default_mac(ip: IPv4Address) -> str:
 def parse_mac(text: str) -> str:
     """Return a MAC in lower case with colons.
 
-    Raises ValueError with one sentence unless it is a multicast one (group bit set, not broadcast).
+    Raises ValueError with one sentence unless it is a multicast one (group bit set, not broadcast) that
+    bridges forward.
     """
     mac = text.lower().replace("-", ":")
     if not _MAC.fullmatch(mac):
@@ -31,4 +34,8 @@ def parse_mac(text: str) -> str:
         )
     if mac == _BROADCAST:
         raise ValueError("MAC address ff:ff:ff:ff:ff:ff is the broadcast one: use a multicast MAC.")
+    if _LINK_LOCAL.fullmatch(mac):
+        raise ValueError(
+            f"MAC address {mac} is one that no switch forwards: use another, as 03:bf:0a:00:00:64."
+        )
     return mac

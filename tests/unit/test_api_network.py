@@ -72,3 +72,10 @@ def test_the_default_mac_is_derived_from_the_address():
 
 def test_a_mac_is_normalised():
     assert parse_mac("03-BF-0A-00-00-64") == "03:bf:0a:00:00:64"
+
+
+@pytest.mark.parametrize("mac", ["01:80:c2:00:00:00", "01-80-C2-00-00-0E"])
+def test_a_mac_that_bridges_keep_to_themselves_is_refused(mac: str) -> None:
+    with pytest.raises(ValueError, match="no switch forwards"):
+        parse_mac(mac)
+    assert parse_mac("01:80:c2:00:00:10") == "01:80:c2:00:00:10"
