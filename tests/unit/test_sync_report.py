@@ -173,6 +173,22 @@ def test_a_report_of_a_thousand_troubles_stays_within_the_schema() -> None:
     assert parse_node_status(render_node_status(status)) == status
 
 
+def test_of_too_many_interfaces_those_that_can_carry_addresses_are_reported() -> None:
+    bare = Interface("", "02:00:00:00:00:01", ())
+    uplink = replace(
+        bare,
+        name="eth0",
+        addresses=(IPv4Interface("10.0.0.1/24"),),
+        gateways=(IPv4Address("10.0.0.254"),),
+    )
+    storage = replace(bare, name="storage", addresses=(IPv4Interface("10.1.0.1/24"),))
+    bridges = tuple(replace(bare, name=f"br-{n:03}") for n in range(100))
+    listed = report({}, observed(interfaces=(*bridges, uplink, storage)), "").status.interfaces
+    assert len(listed) == 64
+    assert listed[-2:] == (uplink, storage)
+    assert list(listed) == sorted(listed, key=lambda i: i.name), "in an order that does not change"
+
+
 def test_what_is_not_listed_for_lack_of_room_is_missing_from_the_digest_as_well() -> None:
     wanted = {f"u{n:04}": Wanted(f"ns/{n:04}", 1) for n in range(100)}
     said = report(wanted, observed(applied={"u0000": 1}), "")

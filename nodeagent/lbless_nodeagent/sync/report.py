@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from lbless_api import MAX_LISTED
 from lbless_api.digest import applied_digest
+from lbless_api.interfaces import Interface
 from lbless_api.node import EngineReport, NodeStatus, Outstanding
 from lbless_api.state import Observed
 
@@ -106,7 +107,7 @@ def report(wanted: Mapping[str, Wanted], observed: Observed | None, silence: str
             ),
             interfaces=tuple(
                 replace(i, addresses=i.addresses[:MAX_ADDRESSES], gateways=i.gateways[:MAX_GATEWAYS])
-                for i in seen.interfaces[:MAX_INTERFACES]
+                for i in _most_useful(seen.interfaces)
             ),
             applied_digest=settled.applied_digest,
             pending=settled.pending[:MAX_LISTED],
@@ -149,6 +150,12 @@ def _ready(settled: Settled, observed: Observed, silence: str, assigned: int) ->
             f"{_of(len(settled.pending), assigned)} wait to be programmed, first {first.clusterip}.",
         )
     return True, Reason.APPLIED, f"All {assigned} assigned ClusterIPs are in the kernel."
+
+
+def _most_useful(interfaces: Sequence[Interface]) -> list[Interface]:
+    """Of more than can be listed those that may carry an address: the way out, then whatever has a subnet."""
+    ranked = sorted(interfaces, key=lambda i: (not i.gateways, not i.addresses, i.name))
+    return sorted(ranked[:MAX_INTERFACES], key=lambda i: i.name)
 
 
 def _of(count: int, assigned: int) -> str:
