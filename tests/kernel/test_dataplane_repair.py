@@ -130,6 +130,41 @@ def test_a_changed_interface_moves_the_address_with_its_rules(dataplane: Datapla
     assert (f"{VIP}/32" in left.addresses, left.groups, left.arp_announce) == (False, frozenset(), 0)
 
 
+@pytest.mark.parametrize(
+    "name", [b"\xff\xfelink", "l\N{LATIN SMALL LETTER U WITH DIAERESIS}nk".encode(), b'q"u;{}']
+)
+def test_a_foreign_link_of_whatever_name_disturbs_nobody(
+    dataplane: Dataplane, node: Host, name: bytes
+) -> None:
+    dataplane.complete()
+    dataplane.desire("a", VIP)
+    dataplane.start()
+    dataplane.wait_applied("a")
+    rename = f"import os; os.execvp('ip', [b'ip', b'link', b'set', b'eth1', b'down', b'name', {name!r}])"
+    node.run([sys.executable, "-c", rename])
+    dataplane.desire("b", OTHER)
+    dataplane.wait_applied("b")
+    assert dataplane.serves(VIP)
+    assert "eth1" not in [i.name for i in dataplane.observed().interfaces]
+
+
+def test_a_group_that_somebody_else_joined_too_stays_theirs(dataplane: Dataplane, node: Host) -> None:
+    shared, group = "01:00:5e:01:02:03", "239.1.2.3"
+    dataplane.complete()
+    dataplane.desire("a", VIP, mac=shared)
+    dataplane.start()
+    dataplane.wait_applied("a")
+    node.run(["ip", "address", "add", group, "dev", "eth0", "autojoin"])
+    dataplane.withdraw("a")
+    wait_for(lambda: "a" not in dataplane.observed().applied)
+    for _ in range(2):  # passes that have nothing to do with it
+        dataplane.desire("b", OTHER)
+        dataplane.wait_applied("b")
+        dataplane.withdraw("b")
+        wait_for(lambda: "b" not in dataplane.observed().applied)
+    assert shared in node.run(["ip", "maddress", "show", "dev", "eth0"]).stdout
+
+
 def test_an_address_on_a_bridge_is_served_too(dataplane: Dataplane, node: Host, lan: Lan) -> None:
     for command in (
         "link add br0 type bridge",

@@ -197,3 +197,11 @@ def test_the_journal_of_another_boot_claims_nothing() -> None:
 def test_a_journal_that_is_none_is_refused(garbage: object) -> None:
     with pytest.raises(Invalid):
         parse_journal(garbage, BOOT)
+
+
+def test_a_group_that_is_still_there_after_we_left_it_is_somebody_elses() -> None:
+    refused = replace(VIP, index=3)
+    ours = Journal(groups=frozenset({VIP.group, refused.group}))
+    still_there = replace(World().network(), groups=ours.groups)
+    left_one = after(ours, still_there, [], frozenset({VIP.group}))
+    assert changes(left_one, still_there, []).leave_groups == (refused.group,)

@@ -55,13 +55,15 @@ class Addresses:
         """Write down what may be added from now on."""
         self._journal.write(before(self._journal.journal, self.network, places))
 
-    def withdraw(self, kept: Container[IPv4Address]) -> None:
+    def withdraw(self, kept: Container[IPv4Address]) -> frozenset[IPv4Address]:
         """Take away every address but the kept ones, while its rules are still there.
 
-        What fails is tried again, and said, by `settle`.
+        Return those that could not be taken away. `settle` tries them again, and says why.
         """
         stays = [Place(index, ip, "") for index, ip in self.shared if ip in kept]
-        _each(self._links.remove_address, self._changes(stays).remove_addresses)
+        removals = self._changes(stays).remove_addresses
+        failed = _each(self._links.remove_address, removals)
+        return frozenset(ip for index, ip in removals if (index, ip) in failed)
 
     def settle(self, places: Collection[Place]) -> Settled:
         """Make the links hold exactly `places` of ours; raises LinkError where they cannot be read."""
@@ -69,7 +71,8 @@ class Addresses:
         failed = self._act(todo)
         if todo:
             self.refresh()
-        self._journal.write(after(self._journal.journal, self.network, places))
+        left = frozenset(group for group in todo.leave_groups if group not in failed)
+        self._journal.write(after(self._journal.journal, self.network, places, left))
         added = {*todo.add_addresses, *todo.join_groups}
         of_place = {p: [failed.pop(key) for key in (p.address, p.group) if key in failed] for p in places}
         return Settled(

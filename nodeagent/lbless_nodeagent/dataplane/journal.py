@@ -105,14 +105,20 @@ def before(journal: Journal, network: Network, wanted: Iterable[Place]) -> Journ
     )
 
 
-def after(journal: Journal, network: Network, wanted: Iterable[Place]) -> Journal:
-    """Return the journal for what is left of ours when `changes` were tried and `network` was read again."""
+def after(
+    journal: Journal, network: Network, wanted: Iterable[Place], left: frozenset[GroupKey] = frozenset()
+) -> Journal:
+    """Return the journal for what is left of ours when `changes` were tried and `network` was read again.
+
+    A group of `left` that is still there is somebody else's: the kernel counts who joined, and to leave
+    it once more would take it from them.
+    """
     places = list(wanted)
     links = {p.index for p in places}
     announce = {index: link.arp_announce for index, link in network.links.items()}
     return Journal(
         addresses=(journal.addresses & network.as_shared().keys()) | {p.address for p in places},
-        groups=journal.groups & (network.groups | {p.group for p in places}),
+        groups=(journal.groups - left) & (network.groups | {p.group for p in places}),
         arp_announce={
             index: former
             for index, former in journal.arp_announce.items()

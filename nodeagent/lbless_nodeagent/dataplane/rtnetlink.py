@@ -239,11 +239,14 @@ def _is_group(mac: str) -> bool:
 
 def _link(message: Any) -> Link:
     settings = message.get_nested("IFLA_AF_SPEC", "AF_INET") or {}
+    name = message.get("ifname")
+    # Bytes that are no UTF-8, which the kernel allows: such a link can be talked of, but not be served.
+    named = isinstance(name, str)
     return Link(
         index=message["index"],
-        name=message.get("ifname"),
+        name=name if named else name.decode("ascii", "backslashreplace"),
         mac=(message.get("address") or "").lower(),
-        ethernet=message["ifi_type"] == _ARPHRD_ETHER and not message["flags"] & _IFF_NOARP,
+        ethernet=named and message["ifi_type"] == _ARPHRD_ETHER and not message["flags"] & _IFF_NOARP,
         carrier=bool(message.get("carrier")),
         kind=message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or "",
         enslaved=bool(message.get("master")),
