@@ -9,7 +9,9 @@ import pytest
 
 from kernel import segment
 from lbless_nodeagent import files
+from lbless_nodeagent.dataplane.network import AddressKey
 from lbless_nodeagent.dataplane.reconcile import Outcome, Reconciler
+from lbless_nodeagent.dataplane.rtnetlink import LinkError
 from unit.memory_engine import MemoryEngine
 from unit.stateobjects import desired_json
 
@@ -133,3 +135,58 @@ def test_an_engine_that_does_not_work_here_gets_no_address_onto_a_link_and_says_
     node.engine.available = True
     assert node.reconciler.run_pass(thorough=True).applied == {"10-8-0-101": 1}
     assert node.addresses == {FIRST}
+
+
+def cannot_remove(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse_removal(key: AddressKey) -> None:
+        raise LinkError(f"Address {key[1]} cannot be removed: the kernel says no.")
+
+    monkeypatch.setattr(node.reconciler.links, "remove_address", refuse_removal)
+
+
+def test_an_address_that_cannot_be_removed_keeps_its_rules_until_it_can(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.desire(FIRST, SECOND)
+    node.run_pass()
+    (node.directory / "desired" / "10-8-0-101.json").unlink()
+    with monkeypatch.context() as broken:
+        cannot_remove(node, broken)
+        outcome = node.run_pass()
+        assert any(f"{FIRST} cannot be removed" in problem for problem in outcome.problems)
+        assert node.addresses == {FIRST, SECOND}
+        assert {str(ip) for ip in node.engine.kernel.vips} == {FIRST, SECOND}
+    node.run_pass()
+    assert node.addresses == {SECOND}
+    assert {str(ip) for ip in node.engine.kernel.vips} == {SECOND}
+
+
+def test_the_last_removal_leaves_the_rules_of_an_address_that_stayed(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.desire(FIRST)
+    node.run_pass()
+    with monkeypatch.context() as broken:
+        cannot_remove(node, broken)
+        assert node.reconciler.remove() == (f"Address {FIRST} cannot be removed: the kernel says no.",)
+        assert {str(ip) for ip in node.engine.kernel.vips} == {FIRST}
+    assert node.reconciler.remove() == ()
+    assert node.addresses == set()
+    assert not node.engine.kernel.vips
+
+
+def test_links_that_cannot_be_read_for_once_take_nothing_back_that_was_reported(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.desire(FIRST)
+    before = node.run_pass()
+
+    def refuse_reading(*, thorough: bool = False) -> None:
+        raise LinkError("The links cannot be read.")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(node.reconciler.links, "read", refuse_reading)
+        outcome = node.run_pass()
+    assert outcome.problems == ("The links cannot be read.",)
+    assert (outcome.applied, outcome.interfaces) == (before.applied, before.interfaces)
+    assert node.run_pass().problems == ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -66,6 +66,7 @@ class Reconciler:
         self.programming = Programming(engine)
         # Of the tables' addresses those that no file explains; see _unexplained.
         self._orphans: Vips = self.programming.installed
+        self._outcome = Outcome()
         for fault in (*self._last_good.problems, self._journal.fault, self._identity.fault):
             if fault:
                 _LOG.warning("%s", fault)
@@ -79,9 +80,13 @@ class Reconciler:
         self.programming.check(audit=thorough)
         try:
             self._addresses.refresh(thorough=thorough)
-            return self._pass()
+            self._outcome = self._pass()
         except LinkError as error:
-            return Outcome(problems=(str(error),), retry_at=time.monotonic() + RETRY_SECONDS)
+            # What was found last is truer than "nothing is applied, and there is no interface".
+            self._outcome = replace(
+                self._outcome, problems=(str(error),), retry_at=time.monotonic() + RETRY_SECONDS
+            )
+        return self._outcome
 
     def remove(self) -> tuple[str, ...]:
         """Take all of ours out of the kernel, and return a sentence for each thing that stayed."""
@@ -93,7 +98,9 @@ class Reconciler:
         except LinkError as error:
             problems.append(str(error))
         try:
-            self.programming.remove()
+            # An address that stayed must keep its rules: without them it would answer every packet.
+            if not problems:
+                self.programming.remove()
         except EngineError as error:
             problems.append(str(error))
         try:
@@ -147,8 +154,9 @@ class Reconciler:
         now = time.monotonic()
         held = self._places(vip for ip, vip in self.programming.installed.items() if ip in wanted)
         self._addresses.intend([*self._places(wanted.values()), *held])
-        self._addresses.withdraw(wanted)
-        refused = self.programming.program(wanted, local_sources, now)
+        stuck = self._addresses.withdraw(wanted)
+        kept = {ip: vip for ip, vip in self.programming.installed.items() if ip in stuck}
+        refused = self.programming.program({**wanted, **kept}, local_sources, now)
         # Only an address that has its rules may be on a link: without them it would answer every packet.
         places = self._places(vip for ip, vip in self.programming.installed.items() if ip in wanted)
         settled = self._addresses.settle(places)
