@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.measure import Row
+from lab import claim
 from lab.errors import LabError
 from lab.lan import Lan
 
@@ -17,7 +18,7 @@ def rows() -> Iterator[Row]:
     """Measure loading from nothing, changing one address, memory, and that rules do not grow."""
     if os.geteuid() != 0:
         raise LabError("the engine needs root and a network namespace: run make bench as root")
-    with Lan("lbbench", nodes=1) as lan:
+    with Lan(claim.unique("lbbench"), nodes=1) as lan:
         program = Path(__file__).parent / "engine_inside.py"
         done = lan.nodes[0].run([sys.executable, program, str(ADDRESSES), str(ROUNDS)], timeout=120)
     found = json.loads(done.stdout)

@@ -11,6 +11,7 @@ from itertools import count
 import pytest
 
 from cluster.syncing import wait_for
+from lab import claim
 from lab.controlplane import ControlPlane
 from lab.lan import Lan
 from lab.progress import Silence
@@ -46,7 +47,7 @@ class Mirror:
 @pytest.fixture(scope="module")
 def plane() -> Iterator[ControlPlane]:
     """Not the one that the other modules share: this one is stopped and started."""
-    with Lan("lbedge", nodes=0) as lan, ControlPlane(lan, progress=Silence()) as control_plane:
+    with Lan(claim.unique("lbedge"), nodes=0) as lan, ControlPlane(lan, progress=Silence()) as control_plane:
         yield control_plane
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from cluster.syncing import NAMESPACE, RBAC, wait_for
+from lab import claim
 from lab.controlplane import CONTROLLERS, ControlPlane
 from lab.lan import Lan
 from lab.progress import Silence
@@ -24,7 +25,7 @@ def access() -> Iterator[ControlPlane]:
     # Which the control plane that other modules share does not run.
     controllers = (*CONTROLLERS, "clusterrole-aggregation-controller")
     with (
-        Lan("lbaccess", nodes=0) as lan,
+        Lan(claim.unique("lbaccess"), nodes=0) as lan,
         ControlPlane(lan, progress=Silence(), controllers=controllers) as control_plane,
     ):
         control_plane.apply(RBAC)

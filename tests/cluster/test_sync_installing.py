@@ -9,6 +9,7 @@ import pytest
 
 from cluster.conftest import install_crds
 from cluster.syncing import ACCOUNT, NAMESPACE, RBAC, SyncedNode, create, wait_for
+from lab import claim
 from lab.controlplane import ControlPlane
 from lab.lan import Lan
 from lab.progress import Silence
@@ -19,7 +20,7 @@ pytestmark = [pytest.mark.root, pytest.mark.apiserver]
 @pytest.fixture(scope="module")
 def empty_plane() -> Iterator[ControlPlane]:
     """One without CRDs, access rules and Nodes, which the one test here then makes."""
-    with Lan("lbsyncbare", nodes=0) as lan, ControlPlane(lan, progress=Silence()) as control_plane:
+    with Lan(claim.unique("lbbare"), nodes=0) as lan, ControlPlane(lan, progress=Silence()) as control_plane:
         yield control_plane
 
 

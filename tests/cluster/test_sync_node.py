@@ -26,6 +26,7 @@ from cluster.syncing import (
     delete,
     wait_for,
 )
+from lab import claim
 from lab.audit import Request
 from lab.controlplane import ControlPlane
 from lab.lan import Lan
@@ -48,7 +49,7 @@ _numbers = count(1)
 @pytest.fixture(scope="module")
 def plane() -> Iterator[ControlPlane]:
     """Not the one that the other modules share: this one is stopped and started."""
-    with Lan("lbsync", nodes=0) as lan, ControlPlane(lan, progress=Silence()) as control_plane:
+    with Lan(claim.unique("lbsync"), nodes=0) as lan, ControlPlane(lan, progress=Silence()) as control_plane:
         install_crds(control_plane)
         control_plane.apply(RBAC)
         yield control_plane

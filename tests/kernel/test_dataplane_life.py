@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kernel.dataplane import Dataplane, Interface, interface, tables, wait_for
+from lab import claim
 from lab.capture import Capture
 from lab.host import Host
 from lab.kernelstate import owned_buckets, traces
@@ -26,7 +27,7 @@ OUR_TABLES = {"ip lbless", "arp lbless", "netdev lbless"}
 
 @pytest.fixture
 def lan() -> Iterator[Lan]:
-    with Lan("kdplife", nodes=1, sources=1, extra_interfaces=["eth1"]) as lan:
+    with Lan(claim.unique("kdplife"), nodes=1, sources=1, extra_interfaces=["eth1"]) as lan:
         yield lan
 
 

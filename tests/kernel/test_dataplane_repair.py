@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kernel.dataplane import Dataplane, interface, tables, wait_for
-from lab import traffic
+from lab import claim, traffic
 from lab.host import Host
 from lab.kernelstate import owned_buckets, traces
 from lab.lan import GATEWAY, Lan
@@ -31,7 +31,7 @@ def mac(ip: str) -> str:
 
 @pytest.fixture
 def lan() -> Iterator[Lan]:
-    with Lan("kdprepair", nodes=1, sources=1, extra_interfaces=["eth1"]) as lan:
+    with Lan(claim.unique("kdprepair"), nodes=1, sources=1, extra_interfaces=["eth1"]) as lan:
         yield lan
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kernel.dataplane import DATAPLANE, Dataplane, interface, tables, wait_for
+from lab import claim
 from lab.lan import Lan
 from lbless_nodeagent import files
 
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture
 def lan() -> Iterator[Lan]:
-    with Lan("kdpstart", nodes=1, sources=1) as lan:
+    with Lan(claim.unique("kdpstart"), nodes=1, sources=1) as lan:
         yield lan
 
 
