@@ -36,8 +36,8 @@ lint: $(VENV)/.ready ## Check style, types and the import contracts
 	@$(BIN)/lint-imports
 
 .PHONY: bench
-bench: programs ## Measure speed and memory against their limits
-	@$(BIN)/python -m bench
+bench: programs ## Measure speed and memory against their limits; BENCH_ARGS="planner" chooses
+	@$(BIN)/python -m bench $(BENCH_ARGS)
 
 .PHONY: programs
 programs: system $(VENV)/.ready ## Find or build etcd, kube-apiserver, kube-controller-manager and kubectl
