@@ -41,7 +41,9 @@ def main() -> int:
             print(f"{name}: {error}", file=sys.stderr)
             return 1
     over = [row.what for row in rows if row.median > row.limit]
-    print(f"{len(rows) - len(over)} of {len(rows)} within their limits{': not ' * bool(over)}{'; '.join(over)}")
+    print(
+        f"{len(rows) - len(over)} of {len(rows)} within their limits{': not ' * bool(over)}{'; '.join(over)}"
+    )
     record.write(arguments.json, rows, noises)
     print(f"figures for the next comparison: {arguments.json}")
     return 0
