@@ -4,7 +4,9 @@ Knows nothing of what should be there.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lab.host import Host
 from lbless_api.buckets import BucketSet
@@ -52,3 +54,102 @@ def owned_buckets(node: Host, ip: str) -> BucketSet:
                 case _:
                     pass
     return BucketSet(found)
+
+
+@dataclass(frozen=True)
+class Share:
+    """All that one shared address has on a node; every part may be missing, as after an interrupted change.
+
+    `ports` are (protocol, first, last), None where all are open; `on_link` are the interfaces that have the
+    address, each with whether it is deprecated there, as a shared one must be.
+    """
+
+    filtered_on: str | None
+    chain: str | None
+    ports: frozenset[tuple[str, int, int]] | None
+    buckets: BucketSet
+    arp_on: str | None
+    mac: str | None
+    on_link: frozenset[tuple[str, bool]]
+
+
+def shares(node: Host) -> dict[str, Share]:
+    """Everything of lbless on a node by shared address: in its tables, or on a link in the form of one."""
+    ip, arp, netdev = (_sets(node, family) for family in ("ip", "arp", "netdev"))
+    entries = {key[1]: (key[0], value["goto"]["target"]) for key, value in map(_pair, ip.get("vips", []))}
+    arp_on = {address: interface for interface, address in map(_parts, arp.get("vips", []))}
+    macs = dict(map(tuple, netdev.get("macs", [])))
+    ports: dict[str, set[tuple[str, int, int]]] = {}
+    for address, protocol, port in map(_parts, [*ip.get("ports", []), *ip.get("port_ranges", [])]):
+        first, last = port["range"] if isinstance(port, dict) else (port, port)
+        ports.setdefault(address, set()).add((protocol, first, last))
+    buckets: dict[str, list[int]] = {}
+    for name, elements in ip.items():
+        for address, number in map(_parts, elements) if name.endswith("_owned") else ():
+            buckets.setdefault(address, []).append(number)
+    on_link = _addresses(node)
+    known = {
+        *ip.get("shared", []),
+        *arp.get("shared", []),
+        *entries,
+        *arp_on,
+        *macs,
+        *ports,
+        *buckets,
+        *on_link,
+    }
+    return {
+        address: Share(
+            *entries.get(address, (None, None)),
+            frozenset(ports.get(address, ())) if _has_ports(entries, address) else None,
+            BucketSet(buckets.get(address, ())),
+            arp_on.get(address),
+            macs.get(address),
+            frozenset(on_link.get(address, ())),
+        )
+        for address in known
+    }
+
+
+def groups(node: Host, interface: str) -> set[str]:
+    """The link-layer groups that somebody joined on an interface by hand, as lbless does."""
+    listed = json.loads(node.run(["ip", "-json", "maddress", "show", "dev", interface]).stdout)
+    return {g["link"] for link in listed for g in link["maddr"] if g.get("features") == "static"}
+
+
+def _has_ports(entries: Mapping[str, tuple[str, str]], address: str) -> bool:
+    return address in entries and entries[address][1].endswith("_ports")
+
+
+def _addresses(node: Host) -> dict[str, set[tuple[str, bool]]]:
+    """Addresses that are a deprecated /32, by interface: what only lbless makes."""
+    found: dict[str, set[tuple[str, bool]]] = {}
+    for link in json.loads(node.run(["ip", "-json", "-4", "address", "show"]).stdout):
+        for a in link.get("addr_info", []):
+            if a["prefixlen"] == 32 and a.get("deprecated"):
+                found.setdefault(a["local"], set()).add((link["ifname"], True))
+    return found
+
+
+def _sets(node: Host, family: str) -> dict[str, list[Any]]:
+    """The elements of each set and map of lbless's table of a family; empty where there is no table."""
+    listing = node.run(["nft", "--json", "list", "table", family, "lbless"], check=False)
+    if listing.returncode != 0:
+        return {}
+    found = {}
+    for entry in json.loads(listing.stdout)["nftables"]:
+        for kind in ("set", "map"):
+            if kind in entry:
+                found[entry[kind]["name"]] = entry[kind].get("elem", [])
+    return found
+
+
+def _pair(element: Any) -> tuple[list[Any], Any]:
+    """A map's element: the parts of its key, and its value."""
+    key, value = element
+    return _parts(key), value
+
+
+def _parts(element: Any) -> list[Any]:
+    parts: list[Any] = element["concat"]
+    return parts

@@ -1,0 +1,256 @@
+"""Agents that are killed at random points while ClusterIPs come, change and go: in the end kernel and API agree."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from lab import verdict
+from lab.errors import LabError
+from lab.host import Host
+from lab.installation import DATAPLANE, SYNC, Installation
+from lab.kernelstate import Share, groups, shares
+from lab.progress import Silence
+from lab.rest import ApiError
+from lbless_api.clusterip import ClusterIP, Protocol, parse_clusterip
+from lbless_api.hashing import HashFunction, HashMode
+from lbless_nodeagent.dataplane.nftables.names import entry_chain
+
+pytestmark = [pytest.mark.root, pytest.mark.apiserver, pytest.mark.timeout(900)]
+
+KILLS = 200
+CLUSTERIPS = 50
+SETTLE_SECONDS = 60
+NAMES = [f"chaos-{number}" for number in range(CLUSTERIPS)]
+
+FOREIGN_RULES = """
+table ip foreign {
+  set lbless { type ipv4_addr; elements = { 10.80.2.1, 10.80.4.7 }; }
+  chain prerouting { type filter hook prerouting priority -340; policy accept; ip saddr 192.0.2.77 drop; }
+}
+table arp foreign {
+  chain input { type filter hook input priority 1; policy accept; }
+}
+table netdev foreign {
+  chain in { type filter hook ingress device "eth0" priority 5; policy accept; }
+}
+"""
+FOREIGN_ADDRESSES = (("10.80.4.7/32", "lo"), ("10.80.5.9/32", "eth0"), ("10.99.0.1/24", "mgmt0"))
+FOREIGN_GROUP = "03:bf:0a:50:05:63"
+
+
+def test_after_200_kills_amid_changes_kernel_and_api_agree_and_nothing_foreign_was_touched(lbless, vip):
+    seed = int(os.environ.get("LBLESS_SEED") or random.randrange(2**32))
+    print(f"LBLESS_SEED={seed}")
+    lbless.create("steady", {"ip": vip})
+    steady = lbless.wait_ready("steady")
+    before = {}
+    for node in lbless.lan.nodes:
+        make_foreign(node)
+        before[node.name] = foreign(node)
+    try:
+        with churning(lbless, random.Random(seed)) as deeds:
+            kill_again_and_again(lbless, random.Random(seed + 1), steady)
+        print(f"{KILLS} kills amid {dict(deeds)}")
+        assert all(deeds[kind] > CLUSTERIPS for kind in ("created", "changed", "deleted"))
+        settled = time.monotonic()
+        await_agreement(lbless)
+        print(f"kernel and API agreed {time.monotonic() - settled:.1f} s after the last of it")
+        assert {node.name: foreign(node) for node in lbless.lan.nodes} == before
+        assert verdict.tcp(lbless.lan, lbless.wait_ready("steady"), 300).faults == ()
+        for name in existing(lbless):
+            lbless.delete(name)
+        await_agreement(lbless)
+        assert {node.name: foreign(node) for node in lbless.lan.nodes} == before
+        assert not any(shares(node) for node in lbless.lan.nodes)
+    finally:
+        for name in existing(lbless):
+            lbless.delete(name)
+        for node in lbless.lan.nodes:
+            remove_foreign(node)
+
+
+def kill_again_and_again(lbless: Installation, draw: random.Random, steady: ClusterIP) -> None:
+    """Kill and start agents; between them look whether clients of an address that nobody changes notice."""
+    for number in range(KILLS):
+        node = draw.choice(lbless.lan.nodes)
+        victims = draw.choice([[DATAPLANE], [DATAPLANE], [SYNC], [SYNC], [DATAPLANE, SYNC]])
+        # Some while they start, some at work: a start takes about half a second.
+        time.sleep(draw.uniform(0, draw.choice([0.3, 1.2])))
+        for program in victims:
+            lbless.stop(program, node, signal.SIGKILL)
+        for program in victims:
+            lbless.start(program, node)
+        if number % 25 == 0:
+            found = verdict.tcp(lbless.lan, steady, 100)
+            assert found.faults == (), f"after {number} kills: {found.faults[:3]}"
+
+
+@contextmanager
+def churning(lbless: Installation, draw: random.Random) -> Iterator[Mapping[str, int]]:
+    """Create, change and delete ClusterIPs in a thread until the end of the block; count what was done."""
+    deeds = {"created": 0, "changed": 0, "deleted": 0}
+    stop = threading.Event()
+    failure: list[Exception] = []
+
+    def churn() -> None:
+        try:
+            while not stop.wait(0.03):
+                deeds[act(lbless, draw)] += 1
+        except Exception as error:  # noqa: BLE001 - the test's thread raises it
+            failure.append(error)
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        yield deeds
+    finally:
+        stop.set()
+        thread.join(60)
+    if failure:
+        raise failure[0]
+
+
+def act(lbless: Installation, draw: random.Random) -> str:
+    """One change of one ClusterIP; return what kind of deed it was."""
+    name = draw.choice(NAMES)
+    path = f"/apis/lbless.dev/v1alpha1/namespaces/default/clusterips/{name}"
+    try:
+        lbless.create(name, {"ip": f"10.80.3.{1 + NAMES.index(name)}", **hashing(draw), **changeable(draw)})
+    except ApiError as error:
+        if error.status != 409:
+            raise
+    else:
+        return "created"
+    if draw.random() < 0.4:
+        lbless.delete(name)
+        return "deleted"
+    lbless.control_plane.api(
+        "PATCH", path, {"spec": {"nodeSelector": None, "ports": None, **changeable(draw)}}
+    )
+    return "changed"
+
+
+def hashing(draw: random.Random) -> dict[str, Any]:
+    """The immutable part of a spec."""
+    return {
+        "hashFunction": draw.choice(list(HashFunction)).value,
+        "hashMode": draw.choice(list(HashMode)).value,
+        "buckets": draw.choice([7, 64, 256]),
+        "hashSeed": draw.choice([0, 5]),
+    }
+
+
+def changeable(draw: random.Random) -> dict[str, Any]:
+    """What may be changed: the ports, and which nodes serve."""
+    spec: dict[str, Any] = {}
+    if draw.random() < 0.5:
+        spec["ports"] = [
+            {"port": port, "protocol": protocol, **({"endPort": port + 9} if draw.random() < 0.5 else {})}
+            for port, protocol in draw.sample([(80, "TCP"), (443, "TCP"), (53, "UDP"), (5000, "SCTP")], 2)
+        ]
+    if draw.random() < 0.5:
+        spec["nodeSelector"] = {"kubernetes.io/hostname": draw.choice(["n1", "n2", "n3"])}
+    return spec
+
+
+def existing(lbless: Installation) -> dict[str, ClusterIP]:
+    """All ClusterIPs by name."""
+    objects = lbless.control_plane.api("GET", "/apis/lbless.dev/v1alpha1/clusterips")["items"]
+    return {c.identity.name: c for c in map(parse_clusterip, objects)}
+
+
+def await_agreement(lbless: Installation) -> None:
+    """Wait until every node's kernel holds exactly what the API assigns to it, and the API says so."""
+    wrong: list[str] = []
+
+    def agreed() -> bool:
+        wrong[:] = disagreements(lbless)
+        return not wrong
+
+    try:
+        Silence().until("agreement", agreed, timeout_seconds=SETTLE_SECONDS, interval_seconds=0.3)
+    except LabError:
+        raise AssertionError(f"{len(wrong)} disagreements: {wrong[:5]}") from None
+
+
+def disagreements(lbless: Installation) -> list[str]:
+    """A sentence for each difference between the kernels and the API."""
+    clusterips = existing(lbless)
+    wrong = []
+    for name in clusterips:
+        for kind in ("Ready", "Programmed"):
+            condition = lbless.condition(name, kind)
+            if condition.get("status") != "True":
+                wrong.append(f"{name} is not {kind}: {condition.get('message')}")
+    for node in lbless.lan.nodes:
+        held, wanted = shares(node), {}
+        joined = groups(node, "eth0") - {FOREIGN_GROUP}
+        for clusterip in clusterips.values():
+            assignment = clusterip.assigned_to(node.name)
+            if assignment:
+                wanted[str(clusterip.spec.ip)] = share(clusterip, node)
+        macs = {one.mac for one in wanted.values()}
+        wrong += [
+            f"{node.name} has {held.get(ip)} of {ip}, wanted is {wanted.get(ip)}"
+            for ip in sorted(held.keys() | wanted.keys())
+            if held.get(ip) != wanted.get(ip)
+        ]
+        if joined != macs:
+            wrong.append(f"{node.name} has joined {sorted(joined)}, wanted are {sorted(map(str, macs))}")
+    return wrong
+
+
+def share(clusterip: ClusterIP, node: Host) -> Share:
+    """What the node's kernel is to hold of a ClusterIP that names it."""
+    assignment = clusterip.assigned_to(node.name)
+    assert assignment is not None
+    spec = clusterip.spec
+    names = {Protocol.TCP: "tcp", Protocol.UDP: "udp", Protocol.SCTP: "sctp"}
+    return Share(
+        filtered_on="eth0",
+        chain=entry_chain(spec.hash, with_ports=spec.ports is not None),
+        ports=frozenset((names[p.protocol], p.first, p.last) for p in spec.ports)
+        if spec.ports is not None
+        else None,
+        buckets=assignment.buckets,
+        arp_on="eth0",
+        mac=spec.mac,
+        on_link=frozenset({("eth0", True)}),
+    )
+
+
+def make_foreign(node: Host) -> None:
+    """Rules, addresses and a group that somebody else has on the node, some of them much like lbless's own."""
+    node.run(["nft", "-f", "-"], stdin=FOREIGN_RULES)
+    for address, interface in FOREIGN_ADDRESSES:
+        node.run(["ip", "address", "add", address, "dev", interface])
+    node.run(["ip", "maddress", "add", FOREIGN_GROUP, "dev", "eth0"])
+
+
+def remove_foreign(node: Host) -> None:
+    """Take them away again."""
+    for family in ("ip", "arp", "netdev"):
+        node.run(["nft", "delete", "table", family, "foreign"], check=False)
+    for address, interface in FOREIGN_ADDRESSES:
+        node.run(["ip", "address", "delete", address, "dev", interface], check=False)
+    node.run(["ip", "maddress", "delete", FOREIGN_GROUP, "dev", "eth0"], check=False)
+
+
+def foreign(node: Host) -> tuple[str, ...]:
+    """What the node has that is not lbless's, as the system's own tools print it."""
+    rules = [
+        node.run(["nft", "-s", "list", "table", family, "foreign"]).stdout
+        for family in ("ip", "arp", "netdev")
+    ]
+    addresses = node.run(["ip", "-4", "-o", "address", "show"]).stdout.splitlines()
+    own = [line for line in addresses if "/32" not in line or "deprecated" not in line]
+    return (*rules, *own, f"group {FOREIGN_GROUP in groups(node, 'eth0')}")
