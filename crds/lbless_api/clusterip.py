@@ -221,10 +221,10 @@ def parse_spec(value: object) -> Spec:
             buckets=integer(spec.get("buckets", DEFAULT_BUCKETS), "spec.buckets", 1, MAX_BUCKETS),
             prefix_length=integer(spec.get("sourcePrefixLength", 32), "spec.sourcePrefixLength", 1, 32),
         ),
-        interfaces=tuple(_glob(g) for g in items(spec.get("interfaces") or [], "spec.interfaces")),
+        interfaces=tuple(_glob(g) for g in items(_given(spec, "interfaces", []), "spec.interfaces")),
         ports=_parse_ports(spec["ports"]) if spec.get("ports") is not None else None,
         source_mac=source_mac,
-        node_selector=parse_labels(spec.get("nodeSelector") or {}, "spec.nodeSelector"),
+        node_selector=parse_labels(_given(spec, "nodeSelector", {}), "spec.nodeSelector"),
         workload=_parse_workload(spec["workload"]) if spec.get("workload") is not None else None,
         weighting=_choice(Weighting, spec.get("weighting", Weighting.EQUAL), "spec.weighting"),
         drain_timeout_seconds=integer(
@@ -234,6 +234,12 @@ def parse_spec(value: object) -> Spec:
             86400,
         ),
     )
+
+
+def _given(spec: Mapping[str, object], field: str, default: object) -> object:
+    """A field, or its default where it is absent or null; anything else, empty or not, is what was given."""
+    value = spec.get(field)
+    return default if value is None else value
 
 
 def _parse_mac(value: object, ip: IPv4Address) -> str:
