@@ -187,9 +187,14 @@ def _clusterip(whole: Mapping[str, object]) -> ClusterIPFact:
         version=text(_metadata(whole).get("resourceVersion"), "metadata.resourceVersion"),
         spec=spec,
         fault=fault,
-        address=spec.ip if spec else _address(_part(whole, "spec").get("ip")),
+        address=spec.ip if spec else _claimed(whole.get("spec")),
         status=status,
     )
+
+
+def _claimed(spec: object) -> IPv4Address | None:
+    """The address of a spec that is refused, as far as it has one."""
+    return _address(spec.get("ip")) if isinstance(spec, Mapping) else None
 
 
 def _epoch(status: object) -> int:
