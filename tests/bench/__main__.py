@@ -9,11 +9,15 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bench import dataplane, planner, record
+from bench import dataplane, latency, planner, record
 from bench.measure import Row, noise
 from lab.errors import LabError
 
-CASES: dict[str, Callable[[], Iterable[Row]]] = {"planner": planner.rows, "dataplane": dataplane.rows}
+CASES: dict[str, Callable[[], Iterable[Row]]] = {
+    "planner": planner.rows,
+    "dataplane": dataplane.rows,
+    "latency": latency.rows,
+}
 
 
 def main() -> int:
