@@ -103,7 +103,7 @@ class SyncedNode:
     @property
     def complete(self) -> bool:
         """Whether a LIST was completed since boot."""
-        return files.read_word(self.state / "desired" / ".complete") == files.boot_id()
+        return files.read_text(self.state / "desired" / ".complete") == files.boot_id()
 
     def observe(
         self,

@@ -87,8 +87,8 @@ def test_beside_them_are_the_marks_of_completeness_intent_and_the_nodes_pod_rang
     synced: SyncedNode,
 ) -> None:
     desired = synced.state / "desired"
-    assert files.read_word(desired / ".complete") == files.boot_id()
-    assert files.read_word(desired / ".intent") == "hold"
+    assert files.read_text(desired / ".complete") == files.boot_id()
+    assert files.read_text(desired / ".intent") == "hold"
     assert wait_for("the pod ranges", lambda: files.read_json(desired / ".node.json")) == {
         "podCIDRs": ["10.244.7.0/24"]
     }

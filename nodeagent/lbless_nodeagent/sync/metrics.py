@@ -9,9 +9,10 @@ from prometheus_client.registry import REGISTRY, Collector
 
 HELP = {
     "lbless_sync_clusterips": "ClusterIPs in the API.",
-    "lbless_sync_pending": "ClusterIPs listed as not in the kernel yet (at most 64).",
-    "lbless_sync_failures": "ClusterIPs listed as refused by dataplane (at most 64).",
+    "lbless_sync_pending": "ClusterIPs listed as not in the kernel yet.",
+    "lbless_sync_failures": "ClusterIPs listed as failed here.",
     "lbless_sync_dataplane_silent": "1 while dataplane does not say that it lives.",
+    "lbless_sync_disk_troubled": "1 while the state directory is not as it should be.",
     "lbless_sync_waiting": "Collections of the API that cannot be followed just now.",
     "lbless_sync_status_writes": "Reports written since the start.",
     "lbless_sync_lease_renewals": "Renewals of the node's Lease since the start.",
