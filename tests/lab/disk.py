@@ -1,0 +1,86 @@
+"""A small file system of its own over a directory: to be filled, made read-only, and put right again."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+
+from lab.errors import LabError
+
+_FILLER = ".filler"
+_BUSY_SECONDS = 5.0
+
+
+class Disk:
+    """`with Disk(directory) as disk:` mounts it with what the directory holds; the end puts that back."""
+
+    def __init__(self, directory: Path, *, kib: int = 1024) -> None:
+        self.directory = directory
+        self._kib = kib
+        self._filler = directory / _FILLER
+
+    def __enter__(self) -> Disk:
+        before = self.directory.with_name(f"{self.directory.name}.before")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(self.directory, before)
+        _run("mount", "-t", "tmpfs", "-o", f"size={self._kib}k", "lbless-lab", str(self.directory))
+        shutil.copytree(before, self.directory, dirs_exist_ok=True)
+        shutil.rmtree(before)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        after = self.directory.with_name(f"{self.directory.name}.after")
+        with contextlib.suppress(OSError):
+            self._filler.unlink(missing_ok=True)
+        shutil.copytree(self.directory, after, dirs_exist_ok=True)
+        # Lazily, since a program that still runs there must not keep it.
+        _run("umount", "--lazy", str(self.directory))
+        shutil.rmtree(self.directory)
+        after.rename(self.directory)
+
+    def fill(self) -> None:
+        """Leave no room for a single byte more."""
+        with self._filler.open("ab", buffering=0) as file:
+            for size in (4096, 1):
+                with contextlib.suppress(OSError):
+                    while True:
+                        file.write(b"x" * size)
+
+    def free(self) -> None:
+        """Make room again."""
+        self._filler.unlink()
+
+    def make_read_only(self) -> None:
+        """Refuse every write; waits for those that are under way."""
+        self._remount("ro")
+
+    def make_writable(self) -> None:
+        """Take writes again."""
+        self._remount("rw")
+
+    def _remount(self, mode: str) -> None:
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                _run("mount", "-o", f"remount,{mode}", str(self.directory))
+            except LabError as error:
+                if os.strerror(errno.EBUSY) not in str(error) and "busy" not in str(error):
+                    raise
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                return
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LabError(f"`{' '.join(command)}` failed: {done.stderr.strip()}")
