@@ -227,6 +227,20 @@ def test_a_deletion_that_cannot_be_told_keeps_the_file_until_it_can(
     assert names(tmp_path) == [".complete"]
 
 
+def test_what_is_deleted_is_neither_lost_nor_missing_though_the_disk_takes_nothing(tmp_path: Path) -> None:
+    storage = Storage(tmp_path / "desired")
+    desired = DesiredFiles(storage, lambda: None)
+    desired.changed(clusterip())
+    desired.listed({UID})
+    shutil.rmtree(tmp_path / "desired")
+    desired.changed(clusterip("unwritten", "unwritten"))
+    assert desired.unstored.keys() == {"unwritten"}
+    desired.removed("unwritten")
+    desired.removed(UID)
+    assert desired.unstored == {}
+    assert storage.lost() == {".complete"}
+
+
 def test_what_could_not_be_written_is_named_and_told_again_makes_it_right(tmp_path: Path) -> None:
     desired = DesiredFiles(Storage(tmp_path / "desired"), lambda: None)
     path = tmp_path / "desired" / f"{UID}.json"

@@ -88,8 +88,11 @@ class DesiredFiles:
     def removed(self, uid: str) -> None:
         """Remove a ClusterIP's file."""
         self._want({other: wanted for other, wanted in self._wanted.items() if other != uid})
-        if self._complete and is_uid(uid) and self._write_complete():
-            self._storage.remove(_file(uid))
+        if is_uid(uid):
+            self._storage.release(_file(uid))
+            # Where that fails the file stays until the LIST that follows when the disk takes files again.
+            if self._complete and self._write_complete():
+                self._storage.remove(_file(uid))
         self._on_change()
 
     def listed(self, present: Set[str]) -> None:

@@ -61,16 +61,19 @@ class Storage:
         self._succeeded(name)
         return True
 
-    def remove(self, name: str) -> None:
-        """Remove a file if it is there."""
+    def release(self, name: str) -> None:
+        """Take it as it is, there or not: nothing of this name is to be there any more."""
         with self._lock:
             self._held.discard(name)
+            self._faults.pop(name, None)
+
+    def remove(self, name: str) -> None:
+        """Remove a file if it is there."""
+        self.release(name)
         try:
             files.remove(self.directory / name)
         except files.UnwritableError as error:
             self._failed(name, error)
-        else:
-            self._succeeded(name)
 
     def names(self) -> Set[str]:
         """The files in the directory now, whoever made them; nothing where it cannot be read."""
