@@ -91,6 +91,18 @@ class SyncedNode:
         self._process = None
         return status
 
+    def cpu_seconds(self) -> float:
+        """The processor time that its process has taken so far."""
+        assert self._process is not None
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def memory_kib(self, kind: str) -> int:
+        """Its process's VmRSS or VmHWM."""
+        assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{kind}:"))
+
     @property
     def log(self) -> str:
         """All that was logged."""
