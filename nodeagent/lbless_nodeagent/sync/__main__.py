@@ -36,8 +36,9 @@ from lbless_nodeagent.sync.upkeep import Upkeep
 READ_TIMEOUT_SECONDS = 8
 """A request lost on a dead connection must not cost the Lease: 10 s pass between renewals, 40 s make it stale."""
 
-PAGE = 100
-"""A ClusterIP with many nodes takes some 10 kB: a page of a LIST, text and objects, stays below 2 MB."""
+PAGE = 50
+"""A ClusterIP on fifty nodes is some 20 kB of text and several times that as objects: what a page of a LIST
+takes is the peak of sync's memory (make bench)."""
 
 _log = logging.getLogger("lbless.sync")
 
