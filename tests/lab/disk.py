@@ -20,13 +20,19 @@ class Disk:
         self.directory = directory
         self._kib = kib
         self._filler = directory / _FILLER
+        self._mounts = 0
 
     def __enter__(self) -> Disk:
         before = self.directory.with_name(f"{self.directory.name}.before")
         self.directory.mkdir(parents=True, exist_ok=True)
         shutil.copytree(self.directory, before)
         _run("mount", "-t", "tmpfs", "-o", f"size={self._kib}k", "lbless-lab", str(self.directory))
-        shutil.copytree(before, self.directory, dirs_exist_ok=True)
+        self._mounts += 1
+        try:
+            shutil.copytree(before, self.directory, dirs_exist_ok=True)
+        except BaseException:
+            self._unmount()
+            raise
         shutil.rmtree(before)
         return self
 
@@ -34,11 +40,9 @@ class Disk:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         after = self.directory.with_name(f"{self.directory.name}.after")
-        with contextlib.suppress(OSError):
-            self._filler.unlink(missing_ok=True)
-        shutil.copytree(self.directory, after, dirs_exist_ok=True)
-        # Lazily, since a program that still runs there must not keep it.
-        _run("umount", "--lazy", str(self.directory))
+        shutil.copytree(self.directory, after, ignore=shutil.ignore_patterns(_FILLER))
+        for _ in range(self._mounts):
+            self._unmount()
         shutil.rmtree(self.directory)
         after.rename(self.directory)
 
@@ -58,11 +62,17 @@ class Disk:
         """Refuse every write by name, also where a program keeps a file open for writing."""
         # A remount would wait for such a file; the same directory mounted over itself has none.
         _run("mount", "--bind", str(self.directory), str(self.directory))
+        self._mounts += 1
         _run("mount", "-o", "remount,bind,ro", str(self.directory))
 
     def make_writable(self) -> None:
         """Take writes again."""
+        self._unmount()
+
+    def _unmount(self) -> None:
+        # Lazily, since a program that still runs there must not keep it.
         _run("umount", "--lazy", str(self.directory))
+        self._mounts -= 1
 
 
 def _run(*command: str) -> None:

@@ -310,6 +310,22 @@ def test_a_lost_directory_is_made_again_and_everything_asked_for(tmp_path: Path)
     assert upkeep.trouble == ""
 
 
+def test_a_directory_that_could_not_be_made_at_the_start_is_made_when_it_can_be(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.symlink_to(tmp_path / "not-mounted-yet")
+    storage = Storage(state / "desired")
+    upkeep, written_anew = upkeep_of(state, storage, silent=True)
+    upkeep.look()
+    assert upkeep.trouble.startswith(f"Directory {state}/desired cannot be used")
+    assert written_anew == []
+    (tmp_path / "not-mounted-yet").mkdir()
+    upkeep.look()
+    assert (state / "desired").is_dir()
+    assert storage.write("a.json", b"x")
+    upkeep.look()
+    assert upkeep.trouble == ""
+
+
 def test_while_the_disk_refuses_nothing_is_asked_for_and_a_silent_dataplane_is_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,7 +58,7 @@ class Upkeep:
     def look(self) -> None:
         """Find what is wrong, say it where it is new, and try to put it right."""
         lost = self._storage.lost()
-        if lost:
+        if lost or self._storage.faults:
             self._storage.make()
         faults = self._storage.faults
         refusal = self._refusal() if faults or lost or self._is_silent() else ""
