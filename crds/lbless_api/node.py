@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface
 
 from lbless_api.clusterip import MAX_INCARNATION
+from lbless_api.digest import parse_marks, render_marks
 from lbless_api.fields import Invalid, boolean, integer, ipv4, items, mapping, text
 from lbless_api.interfaces import Interface
 
@@ -38,7 +39,10 @@ class Outstanding:
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """ClusterIPNode.status. `applied_digest` is over all that is neither pending nor failed."""
+    """ClusterIPNode.status. `applied_digest` is over all that is neither pending nor failed.
+
+    `unlisted` has the marks (`lbless_api.digest`) of what is pending or failed and not listed for lack of room.
+    """
 
     kernel: str
     engines: tuple[EngineReport, ...]
@@ -46,6 +50,7 @@ class NodeStatus:
     applied_digest: str
     pending: tuple[Outstanding, ...]
     failures: tuple[Outstanding, ...]
+    unlisted: frozenset[bytes] = frozenset()
 
 
 def parse_node_status(value: object) -> NodeStatus:
@@ -58,6 +63,7 @@ def parse_node_status(value: object) -> NodeStatus:
         applied_digest=text(status.get("appliedDigest", ""), "status.appliedDigest"),
         pending=parse_outstanding(status.get("pending") or [], "status.pending"),
         failures=parse_outstanding(status.get("failures") or [], "status.failures"),
+        unlisted=parse_marks(status.get("unlisted", ""), "status.unlisted"),
     )
 
 
@@ -70,6 +76,7 @@ def render_node_status(status: NodeStatus) -> JSON:
         "appliedDigest": status.applied_digest,
         "pending": render_outstanding(status.pending),
         "failures": render_outstanding(status.failures),
+        "unlisted": render_marks(status.unlisted),
     }
 
 
@@ -101,7 +108,7 @@ def parse_interfaces(value: object, where: str) -> tuple[Interface, ...]:
         interfaces.append(
             Interface(
                 name=text(interface.get("name"), f"{where}.name", limit=15),
-                mac=text(interface.get("mac"), f"{where}.mac"),
+                mac=text(interface.get("mac"), f"{where}.mac", limit=17),
                 addresses=tuple(
                     _address(a, f"{where}.addresses") for a in _list(interface, "addresses", where)
                 ),

@@ -69,6 +69,7 @@ class ListWatch:
         self._known: dict[str, str] = {}  # UID → resource version
         self._version = ""  # where to watch from; empty: LIST first
         self._waits_for = ""
+        self._again = threading.Event()
         self._lock = threading.Lock()
         self._watch: Watch | None = None
 
@@ -80,14 +81,24 @@ class ListWatch:
     def run(self) -> None:
         """Follow the collection until the stop event is set; `cut` makes it see that at once."""
         while not self._stop.is_set():
+            if self._again.is_set():
+                self._again.clear()
+                self._version = ""
+                # Of what was told only that it was: what is gone by now is a deletion all the same.
+                self._known = dict.fromkeys(self._known, "")
             try:
                 if not self._version:
                     self._list()
-                if not self._stop.is_set():
+                if not self._is_interrupted():
                     self._follow()
             except ApiError as error:
                 if not self._stop.is_set():
                     self._stop.wait(self._backoff.failed(error.retry_after_seconds))
+
+    def again(self) -> None:
+        """LIST and tell everything anew, as the listener has lost what it was told; from any thread."""
+        self._again.set()
+        self.cut()
 
     def cut(self) -> None:
         """End a wait for the next event, from another thread, after setting the stop event."""
@@ -140,6 +151,8 @@ class ListWatch:
         except ApiError as error:
             if error.status:
                 self._version = ""  # 410 Gone: events between this version and now are lost
+            if self._again.is_set():
+                return
             if not self._stop.is_set():
                 _log.info("%s", error)
             raise
@@ -150,10 +163,10 @@ class ListWatch:
 
     def _receive(self, watch: Watch) -> None:
         began, heard = time.monotonic(), False
-        if self._stop.is_set():  # cut() came before there was anything to cut
+        if self._is_interrupted():  # cut() came before there was anything to cut
             return
         for event in watch:
-            if self._stop.is_set():
+            if self._is_interrupted():
                 return
             heard = True
             self._backoff.succeeded()
@@ -162,7 +175,7 @@ class ListWatch:
             elif event.kind == "DELETED":
                 self._forget(_uid(event.object))
             self._version = _version(event.object)
-        if not heard and time.monotonic() - began < SHORT_WATCH_SECONDS and not self._stop.is_set():
+        if not heard and time.monotonic() - began < SHORT_WATCH_SECONDS and not self._is_interrupted():
             raise ApiError(0, f"The watch of {self._path} on {self._api.server} ended at once.")
 
     def _tell(self, obj: Object) -> str:
@@ -176,6 +189,9 @@ class ListWatch:
         if uid in self._known:
             self._listener.removed(uid)
             del self._known[uid]
+
+    def _is_interrupted(self) -> bool:
+        return self._stop.is_set() or self._again.is_set()
 
     def _wait_for(self, error: ApiError | None) -> None:
         """Keep, and log where it changed, what is being waited for."""

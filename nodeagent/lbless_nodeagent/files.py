@@ -78,8 +78,8 @@ def read_json(path: Path) -> object:
     return value
 
 
-def read_word(path: Path) -> str:
-    """Return a file's one word (a boot id, an intent) without white space around it.
+def read_text(path: Path) -> str:
+    """Return a file's ASCII text (a boot id, an intent) without white space around it.
 
     Raises FileNotFoundError, and Invalid for every other fault.
     """
@@ -87,7 +87,7 @@ def read_word(path: Path) -> str:
     try:
         return content.decode("ascii").strip()
     except UnicodeDecodeError:
-        raise Invalid(f"{path} is not a line of ASCII text: it was truncated or edited by hand.") from None
+        raise Invalid(f"{path} is not ASCII text: it was truncated or edited by hand.") from None
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
@@ -98,14 +98,7 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        descriptor = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode=0o644
-        )
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            if durable:
-                os.fsync(descriptor)
+        _write_temporary(temporary, content, durable=durable)
         os.replace(temporary, path)
         if durable:
             sync_directory(path.parent)
@@ -114,9 +107,22 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
             OSError
         ):  # the fault that counts is being reported; the next write replaces it
             temporary.unlink(missing_ok=True)
-        raise UnwritableError(
-            f"{path} cannot be written ({error.strerror}): its file system needs space and write access."
-        ) from None
+        raise _unwritable(path, error) from None
+
+
+def check_room(path: Path, size: int) -> None:
+    """Try whether a file could be replaced by another of `size` bytes, and leave it as it is.
+
+    Raises UnwritableError, as writing it would.
+    """
+    temporary = path.with_name(f".{path.name}.probe")
+    try:
+        try:
+            _write_temporary(temporary, bytes(size), durable=False)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from None
 
 
 def write_json(path: Path, value: object, *, durable: bool = True) -> None:
@@ -188,6 +194,22 @@ def lock(path: Path, program: str) -> int:
             f"Lock file {path} cannot be locked ({error.strerror}): use a local file system."
         ) from None
     return descriptor
+
+
+def _write_temporary(path: Path, content: bytes, *, durable: bool) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(path, flags, mode=0o644)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        if durable:
+            os.fsync(descriptor)
+
+
+def _unwritable(path: Path, error: OSError) -> UnwritableError:
+    return UnwritableError(
+        f"{path} cannot be written ({error.strerror}): its file system needs space and write access."
+    )
 
 
 def _unreadable(path: Path, error: OSError) -> Invalid:

@@ -1,14 +1,15 @@
 """Which node has which ClusterIP's epoch in its kernel, as far as the nodes' reports tell.
 
-A report holds one digest over everything applied, and lists what is pending or failed. If the digest is
-the expected one, everything not listed is confirmed; if not, what was confirmed earlier stays so.
+A report holds one digest over everything applied, lists what is pending or failed, and marks what of that
+it has no room to list. If the digest is the expected one, everything neither listed nor marked is confirmed;
+if not, what was confirmed earlier stays so.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lbless_api.digest import applied_digest
+from lbless_api.digest import applied_digest, mark
 from lbless_api.node import NodeStatus, Outstanding
 
 
@@ -28,6 +29,7 @@ class Confirmations:
 
     def __init__(self) -> None:
         self._expected: dict[str, int] = {}
+        self._marks: dict[str, bytes] = {}
         self._reports: dict[str, NodeStatus] = {}
         self._failures: dict[str, dict[str, Outstanding]] = {}
         self._confirmed: dict[str, dict[str, int]] = {}
@@ -41,12 +43,14 @@ class Confirmations:
         self.stale = True
         if epoch:
             self._expected[uid] = epoch
+            self._marks.setdefault(uid, mark(uid))
         else:
             self.forget(uid)
 
     def forget(self, uid: str) -> None:
         """A ClusterIP is deleted."""
         self.stale |= self._expected.pop(uid, None) is not None
+        self._marks.pop(uid, None)
         for confirmed in self._confirmed.values():
             confirmed.pop(uid, None)
 
@@ -62,6 +66,10 @@ class Confirmations:
         after = self._failures[node] = {failure.uid: failure for failure in report.failures}
         confirmed = self._confirmed.get(node, {})
         lost = {o.uid for o in (*report.pending, *report.failures) if o.epoch <= confirmed.get(o.uid, -1)}
+        # A mark tells no epoch; an older one than expected may well be in the kernel still.
+        lost |= {
+            uid for uid in self._marked(report.unlisted) if confirmed.get(uid) == self._expected.get(uid)
+        }
         for uid in lost:  # it was in the kernel and is no longer: dataplane is at work on it again
             del confirmed[uid]
         return lost | {uid for uid in before.keys() | after.keys() if before.get(uid) != after.get(uid)}
@@ -73,16 +81,17 @@ class Confirmations:
         burst of changes and not in it.
         """
         self.stale = False
-        digests: dict[frozenset[str], str] = {}
+        digests: dict[tuple[frozenset[str], frozenset[bytes]], tuple[frozenset[str], str]] = {}
         changed: set[str] = set()
         for node, report in self._reports.items():
-            listed = (o.uid for o in (*report.pending, *report.failures))
-            outstanding = frozenset(uid for uid in listed if uid in self._expected)
-            if outstanding not in digests:
-                digests[outstanding] = applied_digest(
-                    {uid: epoch for uid, epoch in self._expected.items() if uid not in outstanding}
-                )
-            if report.applied_digest == digests[outstanding]:
+            listed = frozenset(o.uid for o in (*report.pending, *report.failures))
+            left_out = (listed, report.unlisted)
+            if left_out not in digests:
+                outstanding = (listed & self._expected.keys()) | self._marked(report.unlisted)
+                applied = {uid: epoch for uid, epoch in self._expected.items() if uid not in outstanding}
+                digests[left_out] = (outstanding, applied_digest(applied))
+            outstanding, digest = digests[left_out]
+            if report.applied_digest == digest:
                 changed |= self._confirm(node, outstanding)
         return changed
 
@@ -95,6 +104,9 @@ class Confirmations:
     def nodes(self) -> frozenset[str]:
         """The nodes that have reported."""
         return frozenset(self._reports)
+
+    def _marked(self, marks: frozenset[bytes]) -> set[str]:
+        return {uid for uid, its in self._marks.items() if its in marks} if marks else set()
 
     def _confirm(self, node: str, outstanding: frozenset[str]) -> set[str]:
         confirmed = self._confirmed.setdefault(node, {})

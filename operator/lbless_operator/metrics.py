@@ -1,11 +1,10 @@
-"""What the operator counts, for Prometheus; read at each scrape, kept nowhere."""
+"""What the operator counts, for Prometheus."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import REGISTRY, Collector
+from lbless_edge import metrics
 
 HELP = {
     "lbless_operator_leading": "1 while this replica may write.",
@@ -17,18 +16,6 @@ HELP = {
 }
 
 
-class OperatorCollector(Collector):
-    """Serves the numbers that `read` returns, by their names in HELP."""
-
-    def __init__(self, read: Callable[[], Mapping[str, float]]) -> None:
-        self._read = read
-
-    def collect(self) -> Iterator[Metric]:
-        """One gauge a number."""
-        for name, value in self._read().items():
-            yield GaugeMetricFamily(name, HELP[name], value=value)
-
-
 def register(read: Callable[[], Mapping[str, float]]) -> None:
-    """Serve what `read` returns with the program's metrics."""
-    REGISTRY.register(OperatorCollector(read))
+    """Serve the numbers that `read` returns, by their names in HELP."""
+    metrics.register(HELP, read)

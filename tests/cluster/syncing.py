@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -16,7 +18,7 @@ from typing import Any, TypeVar
 from lab.controlplane import ControlPlane
 from lab.rest import ApiError
 from lbless_api.node import EngineReport, Outstanding
-from lbless_api.state import Observed, render_observed
+from lbless_api.state import Observed, parse_complete, render_observed
 from lbless_nodeagent import files
 
 NAMESPACE = "lbless-system"
@@ -89,6 +91,18 @@ class SyncedNode:
         self._process = None
         return status
 
+    def cpu_seconds(self) -> float:
+        """The processor time that its process has taken so far."""
+        assert self._process is not None
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def memory_kib(self, kind: str) -> int:
+        """Its process's VmRSS or VmHWM."""
+        assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{kind}:"))
+
     @property
     def log(self) -> str:
         """All that was logged."""
@@ -103,7 +117,8 @@ class SyncedNode:
     @property
     def complete(self) -> bool:
         """Whether a LIST was completed since boot."""
-        return files.read_word(self.state / "desired" / ".complete") == files.boot_id()
+        written = files.read_text(self.state / "desired" / ".complete")
+        return parse_complete(written, files.boot_id()) is not None
 
     def observe(
         self,
@@ -112,6 +127,7 @@ class SyncedNode:
         *,
         age_seconds: float = 0,
         foreign: int = 0,
+        make_directory: bool = True,
     ) -> None:
         """Write observed.json as dataplane does; with None, everything that is desired is applied."""
         if applied is None:
@@ -125,7 +141,8 @@ class SyncedNode:
             failures=failures,
             counters={"foreign": foreign},
         )
-        files.make_directory(self.state)
+        if make_directory:
+            files.make_directory(self.state)
         files.write_json(self.state / "observed.json", render_observed(observed))
 
     @property
@@ -147,6 +164,26 @@ class SyncedNode:
     def node(self) -> dict[str, Any]:
         """Its Node."""
         return self.control_plane.api("GET", f"/api/v1/nodes/{self.name}")
+
+
+@contextmanager
+def speaking(node: SyncedNode, period_seconds: float = 0.5) -> Iterator[None]:
+    """While this lasts, observed.json is rewritten as by a dataplane to which whatever is desired happens."""
+    done = threading.Event()
+
+    def speak() -> None:
+        while not done.wait(period_seconds):
+            # A disk that takes nothing, or a file that was removed since it was listed: as dataplane does.
+            with suppress(files.UnwritableError, FileNotFoundError):
+                node.observe(make_directory=False)
+
+    thread = threading.Thread(target=speak, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def create(control_plane: ControlPlane, name: str, number: int = 1, **spec: Any) -> dict[str, Any]:

@@ -52,6 +52,14 @@ def web(control_plane: ControlPlane):
         ({"mac": "03:bf:00:00:00:zz"}, "mac must be six bytes in hexadecimal, such as 03:bf:c0:00:02:0a."),
         ({"mac": "03:bf"}, "should be at least 17 chars long"),
         ({"mac": "ff:ff:ff:ff:ff:ff"}, "mac cannot be the broadcast address"),
+        (
+            {"mac": "01:80:c2:00:00:00"},
+            "mac cannot be one of 01:80:c2:00:00:00 to 0f, which no switch forwards",
+        ),
+        (
+            {"mac": "01-80-C2-00-00-0F"},
+            "mac cannot be one of 01:80:c2:00:00:00 to 0f, which no switch forwards",
+        ),
         ({"hashMode": "Random"}, 'supported values: "SourceIP", "SourceIPSourcePort"'),
         ({"buckets": 4097}, "should be less than or equal to 4096"),
         ({"buckets": 0}, "should be greater than or equal to 1"),

@@ -7,6 +7,8 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv4Interface
 from itertools import count
 from pathlib import Path
 
@@ -32,14 +34,16 @@ from lab.controlplane import ControlPlane
 from lab.lan import Lan
 from lab.progress import Silence
 from lab.rest import ApiError
-from lbless_api.digest import applied_digest
-from lbless_api.node import Outstanding
-from lbless_api.state import Observed
+from lbless_api.digest import applied_digest, parse_marks
+from lbless_api.interfaces import Interface
+from lbless_api.node import EngineReport, Outstanding
+from lbless_api.state import Observed, parse_complete, render_observed
 from lbless_edge.kube import connect
 from lbless_nodeagent import files
 from lbless_nodeagent.sync import reporter
 from lbless_nodeagent.sync.ownnode import OwnNode
-from lbless_nodeagent.sync.report import report
+from lbless_nodeagent.sync.report import Situation, report
+from lbless_nodeagent.sync.storage import Storage
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
 
@@ -87,8 +91,8 @@ def test_beside_them_are_the_marks_of_completeness_intent_and_the_nodes_pod_rang
     synced: SyncedNode,
 ) -> None:
     desired = synced.state / "desired"
-    assert files.read_word(desired / ".complete") == files.boot_id()
-    assert files.read_word(desired / ".intent") == "hold"
+    assert parse_complete(files.read_text(desired / ".complete"), files.boot_id()) == frozenset()
+    assert files.read_text(desired / ".intent") == "hold"
     assert wait_for("the pod ranges", lambda: files.read_json(desired / ".node.json")) == {
         "podCIDRs": ["10.244.7.0/24"]
     }
@@ -224,13 +228,35 @@ def test_pending_failed_and_applied_ones_are_told_apart(plane: ControlPlane, syn
     assert synced.report["status"]["appliedDigest"] == applied_digest({uids[n]: 2 for n in "abc"})
 
 
-def test_more_troubles_than_can_be_listed_are_accepted_by_the_api_server(
-    plane: ControlPlane, synced: SyncedNode
+@pytest.mark.parametrize("failing", [70, 1000])
+def test_whatever_goes_wrong_the_report_is_accepted_and_within_32_kib(
+    plane: ControlPlane, synced: SyncedNode, failing: int
 ) -> None:
-    troubles = tuple(Outstanding(f"u{n}", f"ns/{n}", 1, "R" * 90, "m" * 3000) for n in range(70))
-    synced.observe({}, troubles)
-    wait_for("the report", lambda: len(synced.report["status"]["failures"]) == 64)
-    assert len(synced.report["status"]["failures"][0]["message"]) == 2048
+    long = "<a rather long & “quoted” sentence> " * 80
+    name = f"{'n' * 63}/{'c' * 253}"
+    troubles = tuple(Outstanding(f"u{n:062}", name, 2**63 - 1, "R" * 90, long) for n in range(failing))
+    interface = Interface(
+        "", "02:00:00:00:00:01", (IPv4Interface("100.100.100.100/24"),) * 300, incarnation=2**63 - 1
+    )
+    worst = Observed(
+        files.boot_id(),
+        files.boottime_seconds(),
+        kernel="k" * 300,
+        engines=tuple(EngineReport(f"engine-{n}", False, long) for n in range(8)),
+        interfaces=tuple(replace(interface, name=f"an-interface-{n:02}") for n in range(70)),
+        failures=troubles,
+        problems=(long,),
+    )
+    files.write_json(synced.state / "observed.json", render_observed(worst))
+    wait_for("the report", lambda: synced.report["status"]["unlisted"])
+    written = plane.kubectl("get", "--raw", f"{CLUSTERIPNODES}/{synced.name}").stdout
+    status = synced.report["status"]
+    print(f"{len(written.encode())} bytes, {len(status['failures'])} of {failing} failures listed")
+    assert len(written.encode()) + 3 * (253 - len(synced.name)) <= 32 * 1024, "with the longest of names"
+    assert len(status["failures"]) >= 10
+    assert len(status["failures"]) + len(parse_marks(status["unlisted"], "unlisted")) == failing
+    assert len(status["interfaces"]) == 64
+    assert f"Beside what is listed {failing - len(status['failures'])} more" in synced.ready["message"]
 
 
 def test_what_changes_nothing_writes_nothing_also_over_a_restart(
@@ -301,8 +327,8 @@ def test_a_report_that_somebody_deleted_or_edited_comes_back_also_without_a_chan
 ) -> None:
     synced.stop()
     monkeypatch.setattr(reporter, "REFRESH_SECONDS", 0.2)  # in the program: a minute
-    said = report({}, Observed("boot", 1.0, kernel="6.2"), "")
-    node = OwnNode(synced.name, synced.state, lambda: None)
+    said = report(Situation({}, Observed("boot", 1.0, kernel="6.2")))
+    node = OwnNode(synced.name, Storage(synced.state / "desired"), lambda: None)
     node.changed(synced.node)
     stop, wake = threading.Event(), threading.Event()
     written = reporter.Reporter(connect(str(plane.kubeconfig)), node, lambda: said, wake, stop)

@@ -149,9 +149,17 @@ def _remove(prefix: str) -> None:
             timeout=60,
             start_new_session=True,  # out of reach of the Ctrl-C that this may be the answer to
         )
+    for mount in _mounts(CLAIMS / prefix):
+        subprocess.run(["umount", "--lazy", mount], check=False, timeout=10)
     shutil.rmtree(CLAIMS / prefix, ignore_errors=True)
     if (CLAIMS / prefix).exists():
         raise LabError(f"{CLAIMS / prefix} cannot be removed: remove it by hand")
+
+
+def _mounts(directory: Path) -> list[str]:
+    """What is mounted below a directory, the last first: a small disk of a lab that was killed, say."""
+    places = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return [place for place in reversed(places) if place.startswith(f"{directory}/")]
 
 
 def _kill(pid: int, prefix: str) -> None:

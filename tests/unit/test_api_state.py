@@ -14,8 +14,10 @@ from lbless_api.node import EngineReport, NodeStatus, Outstanding, parse_node_st
 from lbless_api.state import (
     DesiredNode,
     Observed,
+    parse_complete,
     parse_desired_node,
     parse_observed,
+    render_complete,
     render_desired,
     render_observed,
 )
@@ -49,8 +51,24 @@ def test_observed_is_read_back_as_it_was_written():
 
 
 def test_a_nodes_report_is_read_back_as_it_was_written():
-    status = NodeStatus("6.18", (EngineReport("nftables", True),), (INTERFACE,), "00ff", (FAILURE,), ())
+    status = NodeStatus(
+        "6.18",
+        (EngineReport("nftables", True),),
+        (INTERFACE,),
+        "00ff",
+        (FAILURE,),
+        (),
+        frozenset({b"abcd", b"\0\xff\0\xff"}),
+    )
     assert parse_node_status(json.loads(json.dumps(render_node_status(status)))) == status
+
+
+@given(uids=st.frozensets(st.from_regex(r"[0-9A-Za-z][0-9A-Za-z-]{0,62}", fullmatch=True)))
+def test_the_list_of_all_clusterips_counts_in_its_own_boot_alone(uids):
+    written = render_complete("this-boot", uids)
+    assert parse_complete(written, "this-boot") == uids
+    assert parse_complete(written, "another-boot") is None
+    assert parse_complete("", "this-boot") is None
 
 
 def test_a_desired_file_keeps_what_a_node_needs_and_nothing_else():

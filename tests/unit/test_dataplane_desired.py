@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lbless_api.fields import Invalid
-from lbless_api.state import Intent
+from lbless_api.state import Intent, render_complete
 from lbless_nodeagent.dataplane.desired import DesiredDirectory, Document
 from lbless_nodeagent.dataplane.lastgood import LastGood
 from unit.stateobjects import desired_json
@@ -91,6 +91,27 @@ def test_absence_means_deletion_only_once_sync_listed_since_this_boot(
 ) -> None:
     (tmp_path / ".complete").write_text(content, encoding="latin-1")
     assert DesiredDirectory(tmp_path, BOOT).read().complete is complete
+
+
+def test_the_loss_of_a_file_is_told_from_a_deletion(tmp_path: Path) -> None:
+    for uid in ("stays", "lost", "deleted"):
+        written(tmp_path, uid)
+    directory = DesiredDirectory(tmp_path, BOOT)
+    (tmp_path / ".complete").write_text(render_complete(BOOT, ["stays", "lost"]))
+    for uid in ("lost", "deleted"):
+        (tmp_path / f"{uid}.json").unlink()
+    read = directory.read()
+    assert (read.complete, read.documents.keys(), read.faults.keys()) == (True, {"stays"}, {"lost"})
+    assert read.faults["lost"].reason == "StateLost"
+    assert f"{tmp_path}/lost.json was removed, and not by lbless-sync" in read.faults["lost"].message
+    written(tmp_path, "lost")
+    assert directory.read().faults == {}
+
+
+def test_a_list_of_another_boot_loses_nothing(tmp_path: Path) -> None:
+    (tmp_path / ".complete").write_text(render_complete("an-earlier-boot", ["lost"]))
+    read = DesiredDirectory(tmp_path, BOOT).read()
+    assert (read.complete, read.faults) == (False, {})
 
 
 def test_a_directory_that_is_gone_deletes_nothing_and_is_watched_again_once_it_is_back(

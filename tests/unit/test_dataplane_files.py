@@ -25,14 +25,14 @@ def test_a_word_is_read_back_without_its_newline(tmp_path: Path) -> None:
     path = tmp_path / ".complete"
     files.write_word(path, "6b0e1a4c-0000-4000-8000-000000000000")
     assert path.read_text() == "6b0e1a4c-0000-4000-8000-000000000000\n"
-    assert files.read_word(path) == "6b0e1a4c-0000-4000-8000-000000000000"
+    assert files.read_text(path) == "6b0e1a4c-0000-4000-8000-000000000000"
 
 
 def test_an_absent_file_is_told_from_an_unreadable_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         files.read_json(tmp_path / "absent.json")
     with pytest.raises(FileNotFoundError):
-        files.read_word(tmp_path / "absent")
+        files.read_text(tmp_path / "absent")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_no_content_raises_anything_but_invalid(
 ) -> None:
     path = tmp_path_factory.mktemp("garbage") / "value.json"
     path.write_bytes(content)
-    for read in (files.read_json, files.read_word):
+    for read in (files.read_json, files.read_text):
         with contextlib.suppress(Invalid):
             read(path)
 

@@ -313,6 +313,45 @@ def test_backoff_doubles_up_to_its_cap_and_begins_anew_after_success() -> None:
         backoff.failed()
 
 
+def test_everything_is_told_again_where_the_listener_asks_for_it(
+    fake: FakeApi, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    fake.put("a")
+    fake.put("b")
+    mirror = Mirror()
+    with following(url, mirror) as listwatch:
+        for lists in range(1, 6):
+            wait_for(lambda: mirror.lists == lists and fake.open_watches, "the watch")  # noqa: B023
+            mirror.told.clear()
+            listwatch.again()
+            wait_for(lambda: mirror.told == ["changed a", "changed b", "listed"], "all of it again")
+        wait_for(lambda: fake.open_watches, "the watch")
+        fake.silence_watches()
+        fake.delete("a")
+        mirror.told.clear()
+        listwatch.again()
+        wait_for(lambda: mirror.told == ["changed b", "removed a", "listed"], "the deletion")
+    assert caplog.text == "", "a watch that was ended on purpose is no news"
+
+
+def test_a_listener_may_ask_for_everything_again_while_it_is_told(fake: FakeApi, url: str) -> None:
+    fake.put("a")
+    mirror = Mirror()
+    with following(url, mirror) as listwatch:
+        wait_for(lambda: mirror.lists, "the LIST")
+        changed = mirror.changed
+
+        def ask_again(obj: Object) -> None:
+            changed(obj)
+            if obj["metadata"]["name"] == "b":
+                listwatch.again()
+
+        mirror.changed = ask_again  # type: ignore[method-assign]  # for the next event
+        fake.put("b")
+        wait_for(lambda: mirror.lists >= 3, "a LIST after that, and one after the next")
+
+
 def test_what_a_listener_raises_ends_the_listwatch(fake: FakeApi, url: str) -> None:
     class Full(Mirror):
         def changed(self, obj: Object) -> None:

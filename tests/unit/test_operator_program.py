@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from lbless_edge.kube import ApiError
+from lbless_edge.metrics import NumbersCollector
 from lbless_edge.process import Fatal
 from lbless_operator import liveness
 from lbless_operator.events import Events
-from lbless_operator.metrics import HELP, OperatorCollector
+from lbless_operator.metrics import HELP
 from lbless_operator.notices import Notice, NoticeReason, Subject
 
 
@@ -63,7 +64,7 @@ def test_a_wrong_option_is_refused_with_what_would_be_right(option, value, compl
 
 def test_every_number_that_is_served_is_explained():
     numbers = dict.fromkeys(HELP, 1.0)
-    assert {metric.name for metric in OperatorCollector(lambda: numbers).collect()} == set(HELP)
+    assert {metric.name for metric in NumbersCollector(HELP, lambda: numbers).collect()} == set(HELP)
 
 
 class Poster:

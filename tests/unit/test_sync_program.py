@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -97,26 +98,34 @@ def test_a_state_directory_that_is_none_ends_it_with_one_sentence_and_status_1(t
     config = kubeconfig(tmp_path, "http://127.0.0.1:1")
     done = run(config, "--node", "n1", "--state-dir", str(tmp_path / "file"))
     assert done.returncode == 1
-    assert (
-        f"Directory {tmp_path}/file/desired cannot be used (Not a directory): name a writable one"
-        in last_line(done)
-    )
+    assert last_line(done).endswith(f"{tmp_path}/file is not a directory: name another --state-dir.")
 
 
-def test_a_disk_that_fails_while_it_runs_ends_it_with_one_sentence_and_status_1(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_said_and_written_as_soon_as_it_can_be(tmp_path: Path) -> None:
     fake = FakeApi()
-    with fake.serve() as url:
-        state = tmp_path / "state"
-        with running(kubeconfig(tmp_path, url), state, tmp_path / "log") as process:
-            wait_for_line(tmp_path / "log", "Node n1 does not exist")
-            # A directory where the file is to be is refused by every file system, also to root.
-            uid = "11111111-aaaa"
-            (state / "desired" / f"{uid}.json").mkdir()
-            created = {"name": "a", "namespace": "ns", "uid": uid, "creationTimestamp": "t"}
-            fake.put("a", metadata=created, spec={})
-            assert process.wait(10) == 1
-        assert f"desired/{uid}.json cannot be written (Is a directory)" in (tmp_path / "log").read_text()
-        assert "Traceback" not in (tmp_path / "log").read_text()
+    log, desired = tmp_path / "log", tmp_path / "state" / "desired"
+    with (
+        fake.serve() as url,
+        running(kubeconfig(tmp_path, url), tmp_path / "state", log) as process,
+    ):
+        wait_for_line(log, "Node n1 does not exist")
+        # A directory where the file is to be is refused by every file system, also to root.
+        stuck, good = "11111111-aaaa", "22222222-bbbb"
+        (desired / f"{stuck}.json").mkdir()
+        for name, uid in (("a", stuck), ("b", good)):
+            fake.put(
+                name,
+                metadata={"name": name, "namespace": "ns", "uid": uid, "creationTimestamp": "t"},
+                spec={},
+            )
+        wait_for_line(log, f"desired/{stuck}.json cannot be written (Is a directory)")
+        assert json.loads((desired / f"{good}.json").read_text())["metadata"]["name"] == "b"
+        (desired / f"{stuck}.json").rmdir()
+        wait_for_line(log, "The state directory is as it should be again.")
+        assert json.loads((desired / f"{stuck}.json").read_text())["metadata"]["name"] == "a"
+        assert process.poll() is None
+    assert "Traceback" not in log.read_text()
+    assert log.read_text().count("cannot be written") == 1
 
 
 def test_a_node_name_that_is_none_is_refused_before_anything_is_done(tmp_path: Path) -> None:

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbless_api.digest import applied_digest
+from lbless_api.digest import MAX_MARKS, applied_digest, mark
 from lbless_api.interfaces import Interface
 from lbless_api.node import EngineReport, Outstanding, parse_node_status, render_node_status
 from lbless_api.state import Observed
-from lbless_nodeagent.sync.report import MAX_MESSAGE, Reason, Wanted, report, settle
+from lbless_nodeagent.sync import report as reporting
+from lbless_nodeagent.sync.observation import essence
+from lbless_nodeagent.sync.report import STATE_UNWRITABLE, Reason, Report, Settled, Situation, Wanted
+from lbless_nodeagent.sync.room import STATUS_BYTES, shorten, size
 
 UIDS = st.sampled_from([f"u{n}" for n in range(8)])
 EPOCHS = st.integers(0, 4)
@@ -25,23 +29,32 @@ def observed(**fields: object) -> Observed:
     return replace(Observed("boot", 5.0, kernel="6.1", engines=engines), **fields)  # type: ignore[arg-type]  # kwargs
 
 
+def settle(wanted: dict[str, Wanted], applied: dict[str, int], refused: list[Outstanding]) -> Settled:
+    state = observed(applied=applied, failures=tuple(refused))
+    return reporting.settle(Situation(wanted, state))
+
+
+def report(wanted: dict[str, Wanted], state: Observed | None, silence: str = "", trouble: str = "") -> Report:
+    return reporting.report(Situation(wanted, state, silence, trouble))
+
+
 def test_what_is_applied_as_wanted_is_in_the_digest_and_in_no_list() -> None:
     settled = settle({"a": Wanted("ns/a", 3), "b": Wanted("ns/b", 1)}, {"a": 3, "b": 1}, [])
     assert settled.pending == settled.failures == ()
-    assert settled.applied_digest == applied_digest({"a": 3, "b": 1})
+    assert settled.applied == {"a": 3, "b": 1}
 
 
 def test_an_older_epoch_is_pending_with_the_wanted_one_and_not_in_the_digest() -> None:
     settled = settle({"a": Wanted("ns/a", 3), "b": Wanted("ns/b", 1)}, {"a": 2, "b": 1}, [])
     assert [(p.uid, p.clusterip, p.epoch) for p in settled.pending] == [("a", "ns/a", 3)]
-    assert settled.applied_digest == applied_digest({"b": 1})
+    assert settled.applied == {"b": 1}
 
 
 def test_what_was_never_assigned_is_left_out_everywhere() -> None:
     wanted = {"a": Wanted("ns/a", 0)}
     settled = settle(wanted, {"a": 0}, [failure("a")])
     assert (settled.pending, settled.failures) == ((), ())
-    assert settled.applied_digest == applied_digest({})
+    assert settled.applied == {}
 
 
 def test_a_failure_names_the_clusterip_and_the_wanted_epoch_and_is_not_pending_too() -> None:
@@ -50,18 +63,18 @@ def test_a_failure_names_the_clusterip_and_the_wanted_epoch_and_is_not_pending_t
         ("a", "ns/a", 3, "NoMatchingInterface")
     ]
     assert settled.pending == ()
-    assert settled.applied_digest == applied_digest({})
+    assert settled.applied == {}
 
 
 def test_what_was_deleted_stays_in_the_digest_until_the_kernel_is_rid_of_it() -> None:
-    assert settle({}, {"gone": 4}, []).applied_digest == applied_digest({"gone": 4})
-    assert settle({}, {}, []).applied_digest == applied_digest({})
+    assert settle({}, {"gone": 4}, []).applied == {"gone": 4}
+    assert settle({}, {}, []).applied == {}
 
 
 def test_an_epoch_newer_than_sync_has_heard_of_counts_as_applied() -> None:
     settled = settle({"a": Wanted("ns/a", 3)}, {"a": 4}, [])
     assert settled.pending == ()
-    assert settled.applied_digest == applied_digest({"a": 4})
+    assert settled.applied == {"a": 4}
 
 
 @given(
@@ -86,7 +99,7 @@ def test_every_assigned_clusterip_is_in_exactly_one_place_and_the_operator_finds
     # What the operator does: all that it has assigned, without what the node lists as outstanding.
     if all(applied.get(uid, 0) <= epoch for uid, epoch in wanted.items()) and set(applied) <= set(wanted):
         expected = {u: e for u, e in wanted.items() if e > 0 and u not in pending | failures}
-        assert settled.applied_digest == applied_digest(expected)
+        assert settled.applied == expected
 
 
 def test_nothing_wrong_is_ready_and_says_how_much_is_applied() -> None:
@@ -145,10 +158,10 @@ def test_a_node_whose_dataplane_never_spoke_still_reports_that() -> None:
 
 
 def test_counters_and_the_time_of_writing_make_no_difference() -> None:
-    wanted = {"a": Wanted("ns/a", 1)}
     first = observed(applied={"a": 1}, counters={"foreign": 1}, boottime_seconds=1.0)
     later = observed(applied={"a": 1}, counters={"foreign": 99}, boottime_seconds=3.0)
-    assert report(wanted, first, "") == report(wanted, later, "")
+    assert essence(first) == essence(later)
+    assert essence(first) != essence(observed(applied={"a": 2}))
 
 
 def test_a_report_of_a_thousand_troubles_stays_within_the_schema() -> None:
@@ -161,16 +174,129 @@ def test_a_report_of_a_thousand_troubles_stays_within_the_schema() -> None:
         failures=tuple(failure(f"u{n:04}", message="m" * 4000) for n in range(100)),
         problems=("p" * 4000,),
     )
-    said = report(wanted, state, "")
+    said = report(wanted, state)
     status = said.status
-    assert len(status.pending) == len(status.failures) == 64
-    assert [p.uid for p in status.pending] == [f"u{n:04}" for n in range(100, 164)], "always the same ones"
+    assert [f.uid for f in status.failures] == [f"u{n:04}" for n in range(len(status.failures))], "the first"
+    assert 16 < len(status.failures) < 64
     assert len(status.interfaces) == 64
-    assert (len(status.interfaces[0].addresses), len(status.interfaces[0].gateways)) == (256, 64)
-    assert max(len(f.message) for f in status.failures) == MAX_MESSAGE
-    assert len(said.message) == MAX_MESSAGE
-    assert len(status.kernel) == 128
+    assert status.unlisted == {
+        mark(uid) for uid in wanted if uid not in {o.uid for o in (*status.pending, *status.failures)}
+    }
+    listed = len(status.pending) + len(status.failures)
+    assert said.message.startswith("pppp")
+    assert said.message.endswith(f"pp… Beside what is listed {1000 - listed} more are pending or failed.")
+    assert len(said.message) < 2048
+    assert len(status.kernel) <= 128
+    assert written_bytes(said) <= STATUS_BYTES
     assert parse_node_status(render_node_status(status)) == status
+
+
+def written_bytes(said: Report) -> int:
+    """What it takes at most in the API server's JSON."""
+    return size(render_node_status(said.status)) + size(said.message)
+
+
+TEXT = st.text(max_size=30) | st.builds(lambda c, n: c * n, st.characters(), st.integers(100, 4096))
+SPREAD = st.sampled_from([0, 1, 63, 64, 65, 300, 1000, 2500])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kernel=TEXT,
+    sentence=TEXT,
+    key=TEXT,
+    name=st.text(max_size=15),
+    engines=st.integers(0, 12),
+    interfaces=st.integers(0, 90),
+    addresses=st.integers(0, 300),
+    failing=SPREAD,
+    waiting=SPREAD,
+    silent=st.booleans(),
+)
+def test_every_report_fits_into_32_kib(
+    kernel: str,
+    sentence: str,
+    key: str,
+    name: str,
+    engines: int,
+    interfaces: int,
+    addresses: int,
+    failing: int,
+    waiting: int,
+    silent: bool,
+) -> None:
+    state = observed(
+        kernel=kernel,
+        engines=(EngineReport(name, True, sentence),) * engines,
+        interfaces=tuple(
+            Interface(
+                name,
+                "02:00:00:00:00:01",
+                (IPv4Interface("100.100.100.100/24"),) * addresses,
+                (IPv4Address("100.100.100.254"),) * 20,
+                incarnation=2**63 - 1,
+            )
+            for _ in range(interfaces)
+        ),
+        failures=tuple(Outstanding(f"{n:063}", key, 2**63 - 1, sentence, sentence) for n in range(failing)),
+    )
+    wanted = {f"w{n:062}": Wanted("n" * 63 + "/" + "c" * 253, 2**63 - 1) for n in range(waiting)}
+    said = report(wanted, state, sentence if silent else "")
+    assert written_bytes(said) <= STATUS_BYTES
+    assert len(said.message) <= 2048
+    assert parse_node_status(json.loads(json.dumps(render_node_status(said.status)))) == said.status
+    outstanding = len(said.status.pending) + len(said.status.failures) + len(said.status.unlisted)
+    assert outstanding == failing + waiting or len(said.status.unlisted) >= MAX_MARKS - 1
+    everything = said.message.endswith("are in the kernel.") or said.status.unlisted == frozenset()
+    assert everything == ("more are pending or failed" not in said.message)
+
+
+def test_a_few_failures_are_told_in_full() -> None:
+    wanted = {f"u{n}": Wanted(f"ns/{n}", 1) for n in range(5)}
+    said = report(wanted, observed(failures=tuple(failure(uid, message="m" * 1900) for uid in wanted)))
+    assert [len(f.message) for f in said.status.failures] == [1900] * 5
+    assert said.status.unlisted == frozenset()
+
+
+@given(text=st.text(max_size=200), room=st.integers(8, 300))
+def test_a_shortened_text_fits_its_room_and_is_the_beginning_of_the_whole(text: str, room: int) -> None:
+    short = shorten(text, room)
+    assert size(short) <= room
+    assert short == text or (short.endswith("…") and text.startswith(short[:-1]))
+    assert len(json.dumps(text, ensure_ascii=False).encode(errors="surrogatepass")) <= size(text)
+
+
+def test_what_is_not_on_the_disk_has_failed_whatever_the_kernel_has() -> None:
+    wanted = {uid: Wanted(f"ns/{uid}", 2) for uid in ("a", "b", "c")}
+    sentence = "/var/lib/lbless/desired/a.json cannot be written (No space left on device): why."
+    situation = Situation(
+        wanted,
+        observed(applied={"a": 1, "b": 2, "c": 2, "deleted": 7}),
+        trouble=sentence,
+        unstored={"a": sentence, "b": sentence, "not-assigned": sentence},
+    )
+    settled = reporting.settle(situation)
+    assert settled.pending == ()
+    assert settled.applied == {"c": 2}
+    assert [(f.uid, f.clusterip, f.epoch, f.reason, f.message) for f in settled.failures] == [
+        ("deleted", "", 7, STATE_UNWRITABLE, sentence),
+        ("a", "ns/a", 2, STATE_UNWRITABLE, sentence),
+        ("b", "ns/b", 2, STATE_UNWRITABLE, sentence),
+    ]
+    said = reporting.report(situation)
+    assert (said.ready, said.reason, said.message) == (False, Reason.NODE_PROBLEM, sentence)
+
+
+def test_the_disk_is_named_as_the_cause_of_dataplanes_silence() -> None:
+    sentence = "/var/lib/lbless/observed.json cannot be written (Read-only file system): why."
+    said = report(
+        {}, observed(), "lbless-dataplane has not written observed.json for more than 6 s.", sentence
+    )
+    assert said.reason is Reason.NODE_PROBLEM
+    assert said.message == (
+        f"{sentence} lbless-dataplane has not written observed.json for more than 6 s. "
+        f"The node's Lease is not renewed meanwhile."
+    )
 
 
 def test_of_too_many_interfaces_those_that_can_carry_addresses_are_reported() -> None:
@@ -190,6 +316,7 @@ def test_of_too_many_interfaces_those_that_can_carry_addresses_are_reported() ->
 
 
 def test_what_is_not_listed_for_lack_of_room_is_missing_from_the_digest_as_well() -> None:
-    wanted = {f"u{n:04}": Wanted(f"ns/{n:04}", 1) for n in range(100)}
-    said = report(wanted, observed(applied={"u0000": 1}), "")
+    wanted = {f"u{n:04}": Wanted(f"ns/{n:04}", 1) for n in range(200)}
+    said = report(wanted, observed(applied={"u0000": 1}))
     assert said.status.applied_digest == applied_digest({"u0000": 1})
+    assert len(said.status.pending) + len(said.status.unlisted) == 199

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lbless_api.clusterip import parse_clusterip
-from lbless_api.state import Intent, Observed, parse_desired_node, render_observed
+from lbless_api.state import Intent, Observed, parse_complete, parse_desired_node, render_observed
 from lbless_nodeagent import files
 from lbless_nodeagent.sync.desired import DesiredFiles
 from lbless_nodeagent.sync.observation import Observation, Observer, observe, silence
 from lbless_nodeagent.sync.ownnode import OwnNode
 from lbless_nodeagent.sync.report import Wanted
+from lbless_nodeagent.sync.storage import Storage
+from lbless_nodeagent.sync.upkeep import Upkeep
 
 UID = "6f1a4a60-7a39-4f0e-9d7c-2b6a1c1d0e01"
 
@@ -48,6 +52,10 @@ def clusterip(uid: str = UID, name: str = "web", epoch: int = 0, **spec: Any) ->
     }
 
 
+def listed_as_complete(state: Path) -> frozenset[str] | None:
+    return parse_complete(files.read_text(state / "desired" / ".complete"), files.boot_id())
+
+
 def names(state: Path) -> list[str]:
     return sorted(os.listdir(state / "desired"))
 
@@ -58,7 +66,7 @@ def inodes(state: Path) -> dict[str, int]:
 
 @pytest.fixture
 def desired(tmp_path: Path) -> DesiredFiles:
-    return DesiredFiles(tmp_path, lambda: None)
+    return DesiredFiles(Storage(tmp_path / "desired"), lambda: None)
 
 
 def test_a_clusterip_becomes_a_file_that_dataplane_can_read(tmp_path: Path, desired: DesiredFiles) -> None:
@@ -84,7 +92,7 @@ def test_what_does_not_change_the_file_does_not_touch_it(tmp_path: Path, desired
     desired.changed(changed)
     desired.listed({UID})
     desired.write_intent(Intent.HOLD)
-    again = DesiredFiles(tmp_path, lambda: None)
+    again = DesiredFiles(Storage(tmp_path / "desired"), lambda: None)
     again.changed(changed)
     again.listed({UID})
     assert inodes(tmp_path) == before
@@ -146,10 +154,10 @@ def test_an_epoch_that_is_none_counts_as_not_assigned(
 
 
 def test_nothing_is_removed_and_nothing_called_complete_before_a_whole_list(tmp_path: Path) -> None:
-    before = DesiredFiles(tmp_path, lambda: None)
+    before = DesiredFiles(Storage(tmp_path / "desired"), lambda: None)
     before.changed(clusterip("gone"))
     before.changed(clusterip("stays"))
-    desired = DesiredFiles(tmp_path, lambda: None)
+    desired = DesiredFiles(Storage(tmp_path / "desired"), lambda: None)
     desired.changed(clusterip("stays"))
     desired.changed(clusterip("new"))
     assert names(tmp_path) == ["gone.json", "new.json", "stays.json"]
@@ -157,31 +165,185 @@ def test_nothing_is_removed_and_nothing_called_complete_before_a_whole_list(tmp_
     assert not desired.complete
     desired.listed({"stays", "new"})
     assert names(tmp_path) == [".complete", "new.json", "stays.json"]
-    assert files.read_word(tmp_path / "desired" / ".complete") == files.boot_id()
+    assert listed_as_complete(tmp_path) == {"stays", "new"}
     assert desired.wanted is not None
     assert set(desired.wanted) == {"stays", "new"}
 
 
 def test_the_mark_of_an_earlier_boot_stays_until_a_list_replaces_it(tmp_path: Path) -> None:
-    desired = DesiredFiles(tmp_path, lambda: None)
+    desired = DesiredFiles(Storage(tmp_path / "desired"), lambda: None)
     files.write_word(tmp_path / "desired" / ".complete", "an-earlier-boot")
     desired.changed(clusterip())
-    assert files.read_word(tmp_path / "desired" / ".complete") == "an-earlier-boot"
+    assert files.read_text(tmp_path / "desired" / ".complete") == "an-earlier-boot"
     desired.listed({UID})
-    assert files.read_word(tmp_path / "desired" / ".complete") == files.boot_id()
+    assert listed_as_complete(tmp_path) == {UID}
 
 
-def test_the_mark_is_written_after_the_last_removal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    DesiredFiles(tmp_path, lambda: None).changed(clusterip("gone"))
-    desired = DesiredFiles(tmp_path, lambda: None)
+def test_a_deletion_and_a_creation_are_never_seen_as_a_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever dataplane sees between two steps: what .complete names has its file."""
+    DesiredFiles(Storage(tmp_path / "desired"), lambda: None).changed(clusterip("stray"))
+    storage = Storage(tmp_path / "desired")
+    seen: list[tuple[Set[str], Set[str]]] = []
 
-    def fail(path: Path) -> None:
-        raise files.UnwritableError(f"{path} cannot be removed")
+    def look(self: Storage, *_: object, **__: object) -> bool:
+        there = {name.removesuffix(".json") for name in names(tmp_path) if not name.startswith(".")}
+        with contextlib.suppress(FileNotFoundError):
+            seen.append((listed_as_complete(tmp_path) or frozenset(), there))
+        return True
 
-    monkeypatch.setattr(files, "remove", fail)
-    with pytest.raises(files.UnwritableError):
-        desired.listed(set())
-    assert names(tmp_path) == ["gone.json"]
+    for method in ("write", "remove"):
+        real = getattr(Storage, method)
+
+        def watched(self: Storage, *arguments: Any, real: Callable[..., bool] = real, **further: Any) -> bool:
+            done = real(self, *arguments, **further)
+            look(self)
+            return done
+
+        monkeypatch.setattr(Storage, method, watched)
+    desired = DesiredFiles(storage, lambda: None)
+    desired.changed(clusterip("a"))
+    desired.listed({"a"})
+    desired.changed(clusterip("b", "b"))
+    desired.removed("a")
+    assert seen[-1] == ({"b"}, {"b"})
+    assert [named - there for named, there in seen if named - there] == []
+    assert len(seen) >= 4
+
+
+def test_a_deletion_that_cannot_be_told_keeps_the_file_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desired = DesiredFiles(Storage(tmp_path / "desired"), lambda: None)
+    desired.changed(clusterip())
+    desired.listed({UID})
+    (tmp_path / "desired" / ".complete").unlink()
+    (tmp_path / "desired" / ".complete").mkdir()
+    desired.removed(UID)
+    assert names(tmp_path) == [".complete", f"{UID}.json"]
+    (tmp_path / "desired" / ".complete").rmdir()
+    desired.listed(set())
+    assert names(tmp_path) == [".complete"]
+
+
+def test_what_is_deleted_is_neither_lost_nor_missing_though_the_disk_takes_nothing(tmp_path: Path) -> None:
+    storage = Storage(tmp_path / "desired")
+    desired = DesiredFiles(storage, lambda: None)
+    desired.changed(clusterip())
+    desired.listed({UID})
+    shutil.rmtree(tmp_path / "desired")
+    desired.changed(clusterip("unwritten", "unwritten"))
+    assert desired.unstored.keys() == {"unwritten"}
+    desired.removed("unwritten")
+    desired.removed(UID)
+    assert desired.unstored == {}
+    assert storage.lost() == {".complete"}
+
+
+def test_what_could_not_be_written_is_named_and_told_again_makes_it_right(tmp_path: Path) -> None:
+    desired = DesiredFiles(Storage(tmp_path / "desired"), lambda: None)
+    path = tmp_path / "desired" / f"{UID}.json"
+    path.mkdir()
+    desired.changed(clusterip(epoch=2))
+    assert desired.unstored == {
+        UID: f"{path} cannot be written (Is a directory): its file system needs space and write access."
+    }
+    path.rmdir()
+    desired.changed(clusterip(epoch=2))
+    assert desired.unstored == {}
+    assert path.is_file()
+
+
+def test_what_others_removed_is_found_and_what_was_removed_by_right_is_not(tmp_path: Path) -> None:
+    storage = Storage(tmp_path / "desired")
+    for name in ("a.json", "b.json", ".complete"):
+        storage.write(name, b"x")
+    storage.remove("a.json")
+    assert storage.lost() == frozenset()
+    (tmp_path / "desired" / "b.json").unlink()
+    assert storage.lost() == storage.lost() == {"b.json"}
+    storage.write("b.json", b"x")
+    assert storage.lost() == frozenset()
+    shutil.rmtree(tmp_path / "desired")
+    assert storage.lost() == {"b.json", ".complete"}
+
+
+def test_a_directory_that_did_not_change_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(tmp_path / "desired")
+    storage.write("a.json", b"x")
+    an_hour_ago = time.time_ns() - 3600 * 10**9
+    os.utime(tmp_path / "desired", ns=(an_hour_ago, an_hour_ago))
+    assert storage.lost() == frozenset()
+    monkeypatch.setattr(Storage, "names", lambda _: pytest.fail("it was read again"))
+    assert storage.lost() == frozenset()
+
+
+def upkeep_of(state: Path, storage: Storage, *, silent: bool = False) -> tuple[Upkeep, list[int]]:
+    written_anew: list[int] = []
+    return (
+        Upkeep(
+            state, storage, lambda: silent, lambda: written_anew.append(1), lambda: None, threading.Event()
+        ),
+        written_anew,
+    )
+
+
+def test_a_lost_directory_is_made_again_and_everything_asked_for(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    storage = Storage(state / "desired")
+    storage.write("a.json", b"x")
+    upkeep, written_anew = upkeep_of(state, storage)
+    upkeep.look()
+    assert (upkeep.trouble, written_anew) == ("", [])
+    shutil.rmtree(state)
+    upkeep.look()
+    assert (state / "desired").is_dir()
+    assert written_anew == [1]
+    assert upkeep.trouble == (
+        f"Somebody removed files of {state}/desired (1, such as a.json): they are written again."
+    )
+    storage.write("a.json", b"x")
+    upkeep.look()
+    assert upkeep.trouble == ""
+
+
+def test_a_directory_that_could_not_be_made_at_the_start_is_made_when_it_can_be(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.symlink_to(tmp_path / "not-mounted-yet")
+    storage = Storage(state / "desired")
+    upkeep, written_anew = upkeep_of(state, storage, silent=True)
+    upkeep.look()
+    assert upkeep.trouble.startswith(f"Directory {state}/desired cannot be used")
+    assert written_anew == []
+    (tmp_path / "not-mounted-yet").mkdir()
+    upkeep.look()
+    assert (state / "desired").is_dir()
+    assert storage.write("a.json", b"x")
+    upkeep.look()
+    assert upkeep.trouble == ""
+
+
+def test_while_the_disk_refuses_nothing_is_asked_for_and_a_silent_dataplane_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real full disk is in tests/cluster; here it is refused room alone."""
+    storage = Storage(tmp_path / "desired")
+    upkeep, written_anew = upkeep_of(tmp_path, storage, silent=True)
+    (tmp_path / ".observed.json.probe").mkdir()
+    upkeep.look()
+    assert upkeep.trouble.startswith(f"{tmp_path}/observed.json cannot be written (Is a directory)")
+    (tmp_path / "desired" / "a.json").mkdir()
+    storage.write("a.json", b"x")
+    upkeep.look()
+    assert upkeep.trouble.startswith(f"{tmp_path}/desired/a.json cannot be written (Is a directory)")
+    assert written_anew == []
+    (tmp_path / ".observed.json.probe").rmdir()
+    upkeep.look()
+    assert written_anew == [1]
+    assert sorted(os.listdir(tmp_path)) == ["desired"], "a trial leaves nothing"
 
 
 def test_a_deleted_clusterips_file_goes_and_other_files_stay(tmp_path: Path, desired: DesiredFiles) -> None:
@@ -193,12 +355,12 @@ def test_a_deleted_clusterips_file_goes_and_other_files_stay(tmp_path: Path, des
     desired.removed(UID)
     assert names(tmp_path) == [".complete", ".intent", ".node.json", "other.json"]
     assert desired.wanted == {"other": Wanted("default/other", 0)}
-    assert files.read_word(tmp_path / "desired" / ".intent") == "hold"
+    assert files.read_text(tmp_path / "desired" / ".intent") == "hold"
 
 
 def test_only_what_matters_to_a_report_wakes_the_reporter(tmp_path: Path) -> None:
     woken: list[int] = []
-    desired = DesiredFiles(tmp_path, lambda: woken.append(1))
+    desired = DesiredFiles(Storage(tmp_path / "desired"), lambda: woken.append(1))
     desired.changed(clusterip(epoch=1))
     desired.changed(clusterip(epoch=1, drainTimeoutSeconds=5))
     assert len(woken) == 1
@@ -211,9 +373,8 @@ def node(uid: str, **spec: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def own_node(tmp_path: Path, desired: DesiredFiles) -> OwnNode:
-    assert desired.directory.is_dir()
-    return OwnNode("n1", tmp_path, lambda: None)
+def own_node(tmp_path: Path) -> OwnNode:
+    return OwnNode("n1", Storage(tmp_path / "desired"), lambda: None)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from inotify_simple import INotify, flags, masks
 from lbless_api.clusterip import ClusterIP, is_uid, parse_clusterip, parse_identity
 from lbless_api.fields import Invalid, integer, mapping
 from lbless_api.node import JSON, Outstanding
-from lbless_api.state import COMPLETE, INTENT, NODE, DesiredNode, Intent, parse_desired_node
+from lbless_api.state import COMPLETE, INTENT, NODE, DesiredNode, Intent, parse_complete, parse_desired_node
 from lbless_nodeagent import files
 
 
@@ -31,8 +31,8 @@ class Document:
 class Desired:
     """What desired/ holds. `complete`: what is absent was deleted; else it may only be unknown yet.
 
-    `faults` has an entry for each file that is there but cannot be used. `node` is None where its file
-    is there but cannot be used.
+    `faults` has an entry for each file that is there but cannot be used, or that was lost. `node` is None
+    where its file is there but cannot be used.
     """
 
     complete: bool = False
@@ -78,7 +78,7 @@ class DesiredDirectory:
             self._watch()
         problems: list[str] = []
         # Before the names: sync writes it after the last file, so that no file is missed and taken for deleted.
-        complete = self._read_complete(problems)
+        listed = self._read_complete(problems)
         node = self._read_node(problems)
         try:
             with os.scandir(self._directory) as entries:
@@ -105,15 +105,19 @@ class DesiredDirectory:
                 documents[uid] = read
             else:
                 faults[uid] = read
+        for uid in (listed or frozenset()) - documents.keys() - faults.keys():
+            path = self._directory / f"{uid}.json"
+            sentence = f"{path} was removed, and not by lbless-sync, which writes it again while it runs."
+            faults[uid] = Outstanding(uid, "", 0, "StateLost", sentence)
         for name in self._parsed.keys() - set(names):
             del self._parsed[name]
-        return Desired(complete, documents, faults, node, tuple(problems))
+        return Desired(listed is not None, documents, faults, node, tuple(problems))
 
     def intent(self) -> Intent:
         """What ending dataplane is to mean; hold if nothing is said. Raises Invalid."""
         path = self._directory / INTENT
         try:
-            word = files.read_word(path)
+            word = files.read_text(path)
         except FileNotFoundError:
             return Intent.HOLD
         try:
@@ -133,14 +137,14 @@ class DesiredDirectory:
             # The directory is absent for now. read() says so, and tries again each time.
             self._watched = -1
 
-    def _read_complete(self, problems: list[str]) -> bool:
+    def _read_complete(self, problems: list[str]) -> frozenset[str] | None:
         try:
-            return files.read_word(self._directory / COMPLETE) == self._boot_id
+            return parse_complete(files.read_text(self._directory / COMPLETE), self._boot_id)
         except FileNotFoundError:
-            return False
+            return None
         except Invalid as fault:
             problems.append(str(fault))
-            return False
+            return None
 
     def _read_node(self, problems: list[str]) -> DesiredNode | None:
         try:

@@ -7,10 +7,10 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from lbless_api.state import DEFAULT_DIRECTORY, Intent
+from lbless_api.state import DEFAULT_DIRECTORY, DESIRED, Intent
 from lbless_edge.kube import CLUSTERIPS, NODES, Api, connect
 from lbless_edge.listwatch import ListWatch
 from lbless_edge.process import (
@@ -24,19 +24,21 @@ from lbless_edge.process import (
     stop_event,
 )
 from lbless_edge.workers import Workers
-from lbless_nodeagent import files
 from lbless_nodeagent.sync.desired import DesiredFiles
 from lbless_nodeagent.sync.heartbeat import Heartbeat
-from lbless_nodeagent.sync.observation import Observer
+from lbless_nodeagent.sync.observation import Observer, essence
 from lbless_nodeagent.sync.ownnode import OwnNode
-from lbless_nodeagent.sync.report import Report, report
+from lbless_nodeagent.sync.report import Report, Situation, report
 from lbless_nodeagent.sync.reporter import Reporter
+from lbless_nodeagent.sync.storage import Storage
+from lbless_nodeagent.sync.upkeep import Upkeep
 
 READ_TIMEOUT_SECONDS = 8
 """A request lost on a dead connection must not cost the Lease: 10 s pass between renewals, 40 s make it stale."""
 
-PAGE = 100
-"""A ClusterIP with many nodes takes some 10 kB: a page of a LIST, text and objects, stays below 2 MB."""
+PAGE = 50
+"""A ClusterIP on fifty nodes is some 20 kB of text and several times that as objects: what a page of a LIST
+takes is the peak of sync's memory (make bench)."""
 
 _log = logging.getLogger("lbless.sync")
 
@@ -47,18 +49,21 @@ class Sync:
     def __init__(
         self, api: Api, node: str, state_directory: Path, namespace: str, stop: threading.Event
     ) -> None:
-        """Prepare the state directory; raises files.UnwritableError and OSError."""
         self._stop = stop
         self._changed = threading.Event()
-        self._desired = DesiredFiles(state_directory, self._changed.set)
-        # Told apart from a drained node or a removed lbless in a later version; holding is always right.
-        self._desired.write_intent(Intent.HOLD)
+        self._storage = Storage(state_directory / DESIRED)
+        self._desired = DesiredFiles(self._storage, self._changed.set)
         self._observer = Observer(state_directory, self._changed.set, stop)
-        self._node = OwnNode(node, state_directory, self._changed.set)
+        self._node = OwnNode(node, self._storage, self._changed.set)
         self._clusterips = ListWatch(api, CLUSTERIPS, self._desired, stop, page=PAGE)
         self._nodes = ListWatch(api, NODES, self._node, stop, field_selector=f"metadata.name={node}")
+        self._upkeep = Upkeep(
+            state_directory, self._storage, self._is_silent, self._write_anew, self._changed.set, stop
+        )
         self._reporter = Reporter(api, self._node, self._report, self._changed, stop)
         self._heartbeat = Heartbeat(api, namespace, self._node, self._alive, stop)
+        self._said: tuple[Situation, Report] | None = None
+        self._write_intent()
 
     def run(self) -> None:
         """Work until the stop event is set; raises Fatal if a part fails."""
@@ -67,10 +72,11 @@ class Sync:
             "clusterips": self._clusterips.run,
             "node": self._nodes.run,
             "observer": self._observer.run,
+            "upkeep": self._upkeep.run,
             "reporter": self._reporter.run,
             "heartbeat": self._heartbeat.run,
         }.items():
-            workers.start(name, _fatal_if_unwritable(work))
+            workers.start(name, work)
         try:
             workers.wait()
         finally:
@@ -87,7 +93,8 @@ class Sync:
             "lbless_sync_clusterips": len(self._desired.wanted or ()),
             "lbless_sync_pending": len(current.status.pending) if current else 0,
             "lbless_sync_failures": len(current.status.failures) if current else 0,
-            "lbless_sync_dataplane_silent": bool(self._observer.silence),
+            "lbless_sync_dataplane_silent": self._is_silent(),
+            "lbless_sync_disk_troubled": bool(self._upkeep.trouble),
             "lbless_sync_waiting": sum(bool(w.waits_for) for w in (self._clusterips, self._nodes)),
             "lbless_sync_status_writes": self._reporter.writes,
             "lbless_sync_lease_renewals": self._heartbeat.renewals,
@@ -98,10 +105,32 @@ class Sync:
         wanted = self._desired.wanted
         if wanted is None:
             return None
-        return report(wanted, self._observer.latest.observed, self._observer.silence)
+        situation = Situation(
+            wanted,
+            essence(self._observer.latest.observed),
+            self._observer.silence,
+            self._upkeep.trouble,
+            self._desired.unstored,
+        )
+        said = self._said
+        if said is None or said[0] != situation:
+            said = self._said = situation, report(situation)
+        return said[1]
+
+    def _write_intent(self) -> None:
+        # Told apart from a drained node or a removed lbless in a later version; holding is always right.
+        self._desired.write_intent(Intent.HOLD)
+
+    def _write_anew(self) -> None:
+        self._write_intent()
+        self._clusterips.again()
+        self._nodes.again()
+
+    def _is_silent(self) -> bool:
+        return bool(self._observer.silence)
 
     def _alive(self) -> bool:
-        return self._desired.complete and not self._observer.silence
+        return self._desired.complete and not self._is_silent()
 
 
 def main() -> int:
@@ -114,14 +143,8 @@ def main() -> int:
 def _run(options: argparse.Namespace) -> None:
     stop = stop_event()
     api = connect(os.environ.get("KUBECONFIG"), read_timeout_seconds=READ_TIMEOUT_SECONDS)
-    try:
-        sync = Sync(api, options.node, options.state_dir, options.namespace, stop)
-    except files.UnwritableError as error:
-        raise Fatal(str(error)) from None
-    except OSError as error:
-        raise Fatal(
-            f"The state directory {options.state_dir} cannot be watched ({error.strerror}): name another --state-dir."
-        ) from None
+    _check_state_directory(options.state_dir)
+    sync = Sync(api, options.node, options.state_dir, options.namespace, stop)
     if options.metrics_port:
         from lbless_nodeagent.sync import metrics  # noqa: PLC0415 - 5 MiB that only who scrapes needs
 
@@ -131,16 +154,11 @@ def _run(options: argparse.Namespace) -> None:
     sync.run()
 
 
-def _fatal_if_unwritable(work: Callable[[], None]) -> Callable[[], None]:
-    """A full or broken disk ends the program: its next start begins with a whole LIST."""
-
-    def guarded() -> None:
-        try:
-            work()
-        except files.UnwritableError as error:
-            raise Fatal(str(error)) from None
-
-    return guarded
+def _check_state_directory(path: Path) -> None:
+    """A wrong option ends the program; a disk that cannot be used for now is waited for."""
+    nearest = next(place for place in (path / DESIRED, path, *path.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise Fatal(f"{nearest} is not a directory: name another --state-dir.")
 
 
 def _options() -> argparse.Namespace:

@@ -1,6 +1,7 @@
 """desired/: every ClusterIP of the API as a file of its own, and the marks that say what the files mean.
 
-Owns writing and removing them. Whether what they say can be done is dataplane's to find out and report.
+Owns what they say, and their order. Whether the disk takes them is `storage`'s, and whether what they say
+can be done is dataplane's to find out and report.
 """
 
 from __future__ import annotations
@@ -8,30 +9,33 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Set
-from pathlib import Path
+from collections.abc import Callable, Mapping, Set
 
 from lbless_api.clusterip import MAX_INCARNATION, is_uid, parse_identity
 from lbless_api.fields import Invalid, integer, mapping
-from lbless_api.state import COMPLETE, DESIRED, INTENT, Intent, render_desired
+from lbless_api.state import COMPLETE, INTENT, Intent, render_complete, render_desired
 from lbless_edge.kube import Object
 from lbless_nodeagent import files
 from lbless_nodeagent.sync.report import Wanted
+from lbless_nodeagent.sync.storage import Storage
 
 _log = logging.getLogger("lbless.sync")
 
 
 class DesiredFiles:
-    """A listener for ClusterIPs. Nothing is removed before a complete LIST has shown its absence."""
+    """A listener for ClusterIPs. Nothing is removed before a complete LIST has shown its absence.
 
-    def __init__(self, state_directory: Path, on_change: Callable[[], None]) -> None:
-        """Make the directory if absent; raises files.UnwritableError."""
-        self.directory = state_directory / DESIRED
-        files.make_directory(self.directory)
+    A file that is missing and that .complete names is known to be lost, so each change comes to be in such
+    an order that this is never said of a deletion: first the file and then its name, but when a ClusterIP
+    is deleted first the name and then the file.
+    """
+
+    def __init__(self, storage: Storage, on_change: Callable[[], None]) -> None:
+        self._storage = storage
         self._boot_id = files.boot_id()
         self._on_change = on_change
         self._lock = threading.Lock()
-        self._wanted: dict[str, Wanted] = {}
+        self._wanted: Mapping[str, Wanted] = {}
         self._complete = False
 
     @property
@@ -40,14 +44,27 @@ class DesiredFiles:
         return self._complete
 
     @property
-    def wanted(self) -> dict[str, Wanted] | None:
-        """What the API wants, by UID; None until the first LIST of this process was complete."""
+    def wanted(self) -> Mapping[str, Wanted] | None:
+        """What the API wants, by UID; None until the first LIST of this process was complete.
+
+        It is the same object until something changes.
+        """
         with self._lock:
-            return dict(self._wanted) if self._complete else None
+            return self._wanted if self._complete else None
+
+    @property
+    def unstored(self) -> Mapping[str, str]:
+        """By UID, why the file of a ClusterIP is not what the API wants it to be."""
+        suffix = ".json"
+        return {
+            name.removesuffix(suffix): sentence
+            for name, sentence in self._storage.faults.items()
+            if name.endswith(suffix) and not name.startswith(".")
+        }
 
     def write_intent(self, intent: Intent) -> None:
         """Say what ending dataplane is to mean from now on."""
-        _write_if_changed(self.directory / INTENT, f"{intent}\n".encode())
+        self._storage.write(INTENT, f"{intent}\n".encode())
 
     def changed(self, obj: Object) -> None:
         """Write a ClusterIP's file, unless it holds just that already."""
@@ -58,44 +75,50 @@ class DesiredFiles:
             _log.error("A ClusterIP is left aside, its last good state stays: %s", fault)
             return
         content = json.dumps(rendered, separators=(",", ":"), sort_keys=True) + "\n"
-        _write_if_changed(self._path(identity.uid), content.encode())
+        self._storage.write(_file(identity.uid), content.encode())
         wanted = Wanted(identity.key, _epoch(obj, identity.key))
-        with self._lock:
-            if self._wanted.get(identity.uid) == wanted:
-                return
-            self._wanted[identity.uid] = wanted
+        before = self._wanted.get(identity.uid)
+        if before == wanted:
+            return
+        self._want({**self._wanted, identity.uid: wanted})
+        if self._complete and before is None:
+            self._write_complete()
         self._on_change()
 
     def removed(self, uid: str) -> None:
         """Remove a ClusterIP's file."""
+        self._want({other: wanted for other, wanted in self._wanted.items() if other != uid})
         if is_uid(uid):
-            files.remove(self._path(uid))
-        with self._lock:
-            self._wanted.pop(uid, None)
+            self._storage.release(_file(uid))
+            # Where that fails the file stays until the LIST that follows when the disk takes files again.
+            if self._complete and self._write_complete():
+                self._storage.remove(_file(uid))
         self._on_change()
 
     def listed(self, present: Set[str]) -> None:
-        """Remove what was deleted while nobody watched, and only then mark the directory as complete."""
-        for path in self.directory.glob("[!.]*.json"):
-            if path.stem not in present and not path.is_dir():
-                _log.info("ClusterIP with UID %s was deleted while sync was away.", ascii(path.stem))
-                files.remove(path)
-        _write_if_changed(self.directory / COMPLETE, f"{self._boot_id}\n".encode())
+        """Mark the directory as complete, and remove what was deleted while nobody watched."""
         with self._lock:
             self._complete = True
+        if self._write_complete():
+            for name in self._storage.names():
+                uid = name.removesuffix(".json")
+                if name.endswith(".json") and not name.startswith(".") and uid not in present:
+                    _log.info("ClusterIP with UID %s was deleted while sync was away.", ascii(uid))
+                    self._storage.remove(name)
         self._on_change()
 
-    def _path(self, uid: str) -> Path:
-        return self.directory / f"{uid}.json"
+    def _want(self, wanted: Mapping[str, Wanted]) -> None:
+        with self._lock:
+            self._wanted = wanted
+
+    def _write_complete(self) -> bool:
+        # After a power cut it is of another boot whatever it says, so the disk is not waited for.
+        content = render_complete(self._boot_id, self._wanted)
+        return self._storage.write(COMPLETE, content.encode(), durable=False)
 
 
-def _write_if_changed(path: Path, content: bytes) -> None:
-    try:
-        if files.read_bytes(path) == content:
-            return
-    except (FileNotFoundError, Invalid):
-        pass  # absent or damaged: written anew
-    files.write_bytes(path, content)
+def _file(uid: str) -> str:
+    return f"{uid}.json"
 
 
 def _epoch(obj: Object, key: str) -> int:

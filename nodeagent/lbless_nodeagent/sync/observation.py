@@ -67,21 +67,29 @@ def observe(path: Path, boot_id: str, last: Observation) -> Observation:
     return Observation(observed)
 
 
+def essence(observed: Observed | None) -> Observed | None:
+    """What a report may depend on: all but the time of writing and the counters."""
+    return observed and replace(observed, boottime_seconds=0, counters={})
+
+
 class Observer:
     """Keeps the latest observation; `run` in a thread of its own."""
 
     def __init__(self, state_directory: Path, on_change: Callable[[], None], stop: threading.Event) -> None:
-        """Watch the directory, which must exist; raises OSError."""
+        """Read it once."""
+        self._directory = state_directory
         self._path = state_directory / OBSERVED
         self._boot_id = files.boot_id()
         self._on_change = on_change
         self._stop = stop
         self._inotify = INotify(nonblocking=True)
-        self._inotify.add_watch(state_directory, flags.MOVED_TO | flags.CLOSE_WRITE | flags.ONLYDIR)
+        self._watched: tuple[int, int] | None = None
         self._cut = os.eventfd(0)
         self._poll = select.poll()
         for descriptor in (self._inotify.fileno(), self._cut):
             self._poll.register(descriptor, select.POLLIN)
+        self._watch()
+        self._read = _signature(self._path)
         self.latest = observe(self._path, self._boot_id, Observation())
 
     @property
@@ -93,12 +101,50 @@ class Observer:
         """Look at the file whenever its directory changes, and every second, until the stop event is set."""
         while not self._stop.is_set():
             self._poll.poll(LOOK_SECONDS * 1000)
-            self._inotify.read(timeout=0)
-            observation = observe(self._path, self._boot_id, self.latest)
-            if observation != self.latest:
-                self.latest = observation
-                self._on_change()
+            self._look(announced=self._drain())
 
     def cut(self) -> None:
         """End a wait for the next change, from another thread, after setting the stop event."""
         os.eventfd_write(self._cut, 1)
+
+    def _drain(self) -> bool:
+        """Whether the file was announced to have changed."""
+        events = self._inotify.read(timeout=0)
+        if any(event.mask & flags.IGNORED for event in events):
+            self._watched = None  # the directory was removed; another one may get its number
+        return any(event.name == OBSERVED for event in events)
+
+    def _look(self, *, announced: bool) -> None:
+        self._watch()
+        signature = _signature(self._path)
+        # What is written twice within a tick of the file system's clock may look the same.
+        if not announced and signature is not None and signature == self._read:
+            return
+        was_silent = bool(self.silence)
+        before, self.latest = self.latest, observe(self._path, self._boot_id, self.latest)
+        self._read = signature
+        news = essence(before.observed) != essence(self.latest.observed) or before.fault != self.latest.fault
+        if news or was_silent != bool(self.silence):
+            self._on_change()
+
+    def _watch(self) -> None:
+        """Watch the directory of this name, which may be another one than a second ago.
+
+        Where there is none, or nothing more can be watched, the file is looked at every second.
+        """
+        try:
+            found = os.stat(self._directory)
+            place = found.st_dev, found.st_ino
+            if place != self._watched:
+                self._inotify.add_watch(self._directory, flags.MOVED_TO | flags.CLOSE_WRITE | flags.ONLYDIR)
+                self._watched = place
+        except OSError:
+            self._watched = None
+
+
+def _signature(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size

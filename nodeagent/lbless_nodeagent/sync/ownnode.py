@@ -5,14 +5,14 @@ Owns desired/.node.json.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Set
-from pathlib import Path
 
 from lbless_api.fields import Invalid
-from lbless_api.state import DESIRED, NODE, parse_desired_node
+from lbless_api.state import NODE, parse_desired_node
 from lbless_edge.kube import Object
-from lbless_nodeagent import files
+from lbless_nodeagent.sync.storage import Storage
 
 _log = logging.getLogger("lbless.sync")
 
@@ -20,11 +20,11 @@ _log = logging.getLogger("lbless.sync")
 class OwnNode:
     """A listener for the one Node of `name`."""
 
-    def __init__(self, name: str, state_directory: Path, on_change: Callable[[], None]) -> None:
+    def __init__(self, name: str, storage: Storage, on_change: Callable[[], None]) -> None:
         self.name = name
         self.uid = ""
         """Empty while the API has no such Node."""
-        self._path = state_directory / DESIRED / NODE
+        self._storage = storage
         self._on_change = on_change
 
     def changed(self, obj: Object) -> None:
@@ -39,7 +39,8 @@ class OwnNode:
                 "The pod ranges of Node %s are left aside, the last good ones stay: %s", self.name, fault
             )
         else:
-            self._write(wanted)
+            content = json.dumps(wanted, separators=(",", ":")) + "\n"
+            self._storage.write(NODE, content.encode())
         self._on_change()
 
     def removed(self, uid: str) -> None:
@@ -58,11 +59,3 @@ class OwnNode:
         _log.warning(
             "Node %s does not exist: waiting for kubelet to register it (or correct --node).", self.name
         )
-
-    def _write(self, wanted: dict[str, object]) -> None:
-        try:
-            if files.read_json(self._path) == wanted:
-                return
-        except (FileNotFoundError, Invalid):
-            pass  # absent or damaged: written anew
-        files.write_json(self._path, wanted)
