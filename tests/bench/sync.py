@@ -117,7 +117,6 @@ def _measured(plane: ControlPlane, node: SyncedNode, dataplane: _Dataplane) -> I
     dataplane.failures = tuple(
         Outstanding(uid, name, 0, "EngineFailed", sentence) for uid in list(dataplane.epochs)[: ADDRESSES - 1]
     )
-    dataplane.report()
     wait_for("the failures", lambda: node.report["status"]["unlisted"])
     yield Row(f"{size}, bytes of the ClusterIPNode, {ADDRESSES - 1} fail", "B", 32768, (_size(plane),))
     yield Row(f"{size}, resident memory at its peak", "MiB", 70, (node.memory_kib("VmHWM") / MIB,))
