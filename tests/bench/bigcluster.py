@@ -112,7 +112,12 @@ def _make_clusterip(control_plane: ControlPlane, number: int) -> None:
     else:
         name = f"plain-{number}"
     path = f"/apis/lbless.dev/v1alpha1/namespaces/{ASKED_FOR[number % len(ASKED_FOR)]}/clusterips"
-    body = {"apiVersion": "lbless.dev/v1alpha1", "kind": "ClusterIP", "metadata": {"name": name}, "spec": spec}
+    body = {
+        "apiVersion": "lbless.dev/v1alpha1",
+        "kind": "ClusterIP",
+        "metadata": {"name": name},
+        "spec": spec,
+    }
     control_plane.api("POST", path, body)
 
 
@@ -144,7 +149,9 @@ def _pod(name: str, app: str, node: str) -> dict[str, Any]:
         "spec": {
             "nodeName": node,
             "containers": [{"name": "main", **container}, {"name": "proxy", **container}],
-            "volumes": [{"name": f"volume-{key}", "configMap": {"name": f"config-{key}"}} for key in range(3)],
+            "volumes": [
+                {"name": f"volume-{key}", "configMap": {"name": f"config-{key}"}} for key in range(3)
+            ],
         },
     }
 

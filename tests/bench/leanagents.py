@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 import threading
-import time
 from collections.abc import Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -173,13 +172,18 @@ class LeanAgents:
         self._apply(f"{LEASES}/{name}", body)
 
     def _apply(self, path: str, body: Mapping[str, Any]) -> None:
-        try:
-            self._control_plane.api(
-                "PATCH", f"{path}?fieldManager=lbless-sync&force=true", body, content_type=APPLY_PATCH
-            )
-        except ApiError:
-            if not self._stop.is_set():
-                time.sleep(0.1)  # a node that is lost just now, or a server that ends
+        while not self._stop.is_set():
+            try:
+                self._control_plane.api(
+                    "PATCH", f"{path}?fieldManager=lbless-sync&force=true", body, content_type=APPLY_PATCH
+                )
+            except ApiError as error:
+                if error.status == 404:  # of a node that is lost just now
+                    return
+                print("stand-in:", error, flush=True)
+                self._stop.wait(0.2)
+            else:
+                return
 
 
 def _kind(kind: str) -> dict[str, str]:

@@ -68,14 +68,18 @@ def _measure(
     first.end()
 
     second = Running(program)
-    yield Row("operator: restarted, start to steady", "s", 20, (second.until("work to be done", second.is_steady),))
+    yield Row(
+        "operator: restarted, start to steady", "s", 20, (second.until("work to be done", second.is_steady),)
+    )
     yield Row("operator: CPU for that", "s", 20, (second.cpu_seconds(),))
     second.await_quiet()
 
     requests, cpu = _requests(control_plane), second.cpu_seconds()
     time.sleep(IDLE_SECONDS)
     idle = (second.cpu_seconds() - cpu) / IDLE_SECONDS
-    yield Row("operator: idle, API requests", "1/s", 1, ((_requests(control_plane) - requests) / IDLE_SECONDS,))
+    yield Row(
+        "operator: idle, API requests", "1/s", 1, ((_requests(control_plane) - requests) / IDLE_SECONDS,)
+    )
     yield Row("operator: idle, CPU", "%", 5, (idle * 100,))
     yield Row("operator: memory when idle", "MiB", 200, (second.memory("VmRSS"),))
 
@@ -124,7 +128,7 @@ class Running:
         self._began = time.monotonic()
         self._process: subprocess.Popen[bytes] = program.start("--metrics-port", str(self._port))
 
-    def until(self, what: str, condition: Callable[[], bool], timeout_seconds: float = 180) -> float:
+    def until(self, what: str, condition: Callable[[], bool], timeout_seconds: float = 60) -> float:
         """Wait for a condition; return the seconds since the program was started."""
         Silence().until(what, condition, timeout_seconds=timeout_seconds, interval_seconds=0.05)
         return time.monotonic() - self._began
@@ -147,7 +151,10 @@ class Running:
                 lines = answer.read().decode().splitlines()
         except OSError:
             return False
-        metrics = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
+        metrics = {
+            name: float(value)
+            for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")
+        }
         return metrics["lbless_operator_reconciles"] >= CLUSTERIPS and not metrics["lbless_operator_waiting"]
 
     def await_quiet(self) -> None:

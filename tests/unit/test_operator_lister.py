@@ -16,7 +16,7 @@ from lbless_edge.kube import CLUSTERIPS, NODES, Api
 from lbless_operator import lister as module
 from lbless_operator.facts import Kind, Scope, Seen
 from lbless_operator.lister import Lister
-from lbless_operator.mailbox import KeyQueue, Mailbox, News, RoundDone
+from lbless_operator.mailbox import Mailbox, News, RoundDone
 from lbless_operator.state import Listing
 from unit import operatorobjects as objects
 from unit.fakeapi import FakeApi
@@ -166,20 +166,3 @@ def test_the_mailbox_keeps_the_newest_of_each_object():
     taken = [news for news in mailbox.take(0) if isinstance(news, Seen)]
     assert {(seen.name, seen.version) for seen in taken} == {("n1", 5), ("n2", 1)}
     assert mailbox.take(0) == []
-
-
-def test_the_queue_gives_each_key_once_in_the_order_of_its_time():
-    queue = KeyQueue()
-    queue.add("b", 2)
-    queue.add("a", 1)
-    queue.add("a", 9)
-    assert [queue.take(0), queue.take(1), queue.take(1), queue.take(5), queue.take(99)] == [
-        None,
-        "a",
-        None,
-        "b",
-        None,
-    ]
-    queue.add("a", 1)
-    queue.postpone("a", 7)
-    assert (queue.take(6), queue.next_due(), len(queue)) == (None, 7, 1)
