@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Set
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from lbless_api.fields import Invalid
 from lbless_edge.kube import Api, Object, in_namespace
@@ -35,9 +36,9 @@ class PacedApi(Api):
 
     _turns = threading.BoundedSemaphore(PAGES_AT_ONCE)
 
-    def list_pages(self, path: str, *, limit: int = PAGE, **query: str) -> Iterator[tuple[list[Object], str]]:
+    def list_pages(self, path: str, **query: Any) -> Iterator[tuple[list[Object], str]]:
         """LIST in pages, as `Api` does. A page is not kept: its turn ends when the next is asked for."""
-        pages = super().list_pages(path, limit=limit, **query)
+        pages = super().list_pages(path, **query)
         while True:
             with self._turns:
                 page = next(pages, None)

@@ -136,15 +136,14 @@ class Reconciler:
                     self._round = max(self._round, one.began)
                 case Seen():
                     changed.add(one.kind)
+                    self._complaints.about(one)
                     self._look_at(self._state.learn(one, clock))
                 case Listing():
                     changed.add(one.scope.kind)
+                    for seen in one.objects:
+                        self._complaints.about(seen)
                     self._look_at(self._state.learn_listing(one, clock))
-        if Kind.NODE in changed:
-            self._complaints.about_weights(self._state.nodes())
-        if Kind.AGENT in changed:
-            self._complaints.about_reports(self._state.agents())
-        if changed & {Kind.LEASE, Kind.NODE, Kind.AGENT}:
+        if changed & {Kind.LEASE, Kind.NODE}:
             self._next_tick = 0.0
 
     def _now(self) -> Clock:

@@ -157,10 +157,6 @@ class State:
         """Compare what nodes report with what is expected; return the ClusterIPs for which that changed."""
         return self._claims.keys_of(self.confirmations.evaluate())
 
-    def agents(self) -> Sequence[AgentFact]:
-        """What all agents reported last."""
-        return [fact for fact in self._shelves[Kind.AGENT].facts() if isinstance(fact, AgentFact)]
-
     def nodes(self) -> Sequence[NodeFact]:
         """All Nodes."""
         return [fact for fact in self._shelves[Kind.NODE].facts() if isinstance(fact, NodeFact)]

@@ -19,6 +19,7 @@ from kubernetes import client
 from lbless_api.fields import Invalid
 from lbless_edge.backoff import Backoff
 from lbless_operator.facts import Kind, parse
+from lbless_operator.forgetful import NoDifferences, NoProgress
 from lbless_operator.lister import Lister
 from lbless_operator.mailbox import Mailbox
 from lbless_operator.restraint import Restraint
@@ -154,6 +155,8 @@ def _settings(kinds: Collection[Kind]) -> kopf.OperatorSettings:
     settings.watching.inactivity_timeout = SILENCE_SECONDS
     settings.watching.chunk_size = PAGE
     settings.queueing.idle_timeout = 0.01  # a worker keeps its object in memory until it ends
+    settings.persistence.diffbase_storage = NoDifferences()
+    settings.persistence.progress_storage = NoProgress()
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 5
     settings.networking.error_backoffs = Jitter()  # the default grows to minutes after an outage
