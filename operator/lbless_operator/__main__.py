@@ -161,6 +161,8 @@ def main() -> int:
     # What goes wrong in its watches the LISTs find too, and say in one sentence; handlers that fail do not.
     logging.getLogger("kopf").setLevel(logging.CRITICAL)
     logging.getLogger("kopf.objects").setLevel(logging.ERROR)
+    # There may be a hundred of them with one trouble: the followers say it once.
+    logging.getLogger("lbless.watch").setLevel(logging.ERROR)
     return run(lambda: _run(options))
 
 

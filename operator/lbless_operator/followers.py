@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Set
 from dataclasses import replace
 from functools import partial
 from typing import Any
+
+from kubernetes import client
 
 from lbless_api.fields import Invalid
 from lbless_edge.kube import Api, Object, in_namespace
@@ -27,6 +30,9 @@ PAGE = 100
 """A page of pods is about half a MiB of JSON, and ten times that for a moment while it is read."""
 PAGES_AT_ONCE = 2
 JOIN_SECONDS = 2.0
+LOOK_SECONDS = 1.0
+RELIST_SECONDS = 60.0
+"""What cannot be watched is listed so often."""
 
 _log = logging.getLogger("lbless.operator")
 
@@ -34,7 +40,9 @@ _log = logging.getLogger("lbless.operator")
 class PacedApi(Api):
     """An Api for many threads that may all LIST at the same time: a few pages at most are in memory at once."""
 
-    _turns = threading.BoundedSemaphore(PAGES_AT_ONCE)
+    def __init__(self, configuration: client.Configuration, *, read_timeout_seconds: float) -> None:
+        super().__init__(configuration, read_timeout_seconds=read_timeout_seconds)
+        self._turns = threading.BoundedSemaphore(PAGES_AT_ONCE)
 
     def list_pages(self, path: str, **query: Any) -> Iterator[tuple[list[Object], str]]:
         """LIST in pages, as `Api` does. A page is not kept: its turn ends when the next is asked for."""
@@ -82,6 +90,11 @@ class Follower:
         )
         name = f"follower-{scope.kind.lower()}-{scope.namespace or 'all'}"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    @property
+    def waits_for(self) -> str:
+        """One sentence that says why nothing is told, empty while all is well."""
+        return self._list_watch.waits_for
 
     def start(self) -> None:
         """Begin."""
@@ -183,12 +196,27 @@ class Followers:
 
     def run(self) -> None:
         """Watch over the followers until the stop event is set; raises what one of them failed with."""
-        while not self._stop.wait(1.0):
+        said: set[str] = set()
+        list_at = 0.0
+        while not self._stop.wait(LOOK_SECONDS):
             with self._lock:
-                failures = [follower.failure for follower in self._followers.values()]
-            for failure in failures:
-                if failure is not None:
-                    raise failure
+                followers = dict(self._followers)
+            for follower in followers.values():
+                if follower.failure is not None:
+                    raise follower.failure
+            waiting = {place: one.waits_for for place, one in followers.items() if one.waits_for}
+            for sentence in set(waiting.values()) - said:
+                self._restraint.log(
+                    logging.WARNING, "watch", f"Pods or endpoints are not followed: {sentence}"
+                )
+            if said and not waiting:
+                _log.info("Pods and endpoints are followed again.")
+            said = set(waiting.values())
+            # Whatever keeps them from watching, a LIST may work.
+            if waiting and time.monotonic() >= list_at:
+                list_at = time.monotonic() + RELIST_SECONDS
+                for place in waiting:
+                    self._listed(*place)
 
     def close(self) -> None:
         """End all of them, after setting the stop event."""

@@ -14,6 +14,7 @@ from kubernetes import client
 
 from lbless_api.clusterip import PodWorkload, ServiceWorkload
 from lbless_api.selectors import LabelSelector
+from lbless_operator import followers as module
 from lbless_operator.facts import Kind, PodFact, Scope, Seen
 from lbless_operator.followers import Followers, PacedApi
 from lbless_operator.interest import Interest
@@ -71,9 +72,9 @@ def following(fake: FakeApi) -> Iterator[tuple[Followers, Told]]:
 
     with fake.serve() as url:
         followers = Followers(
-            PacedApi(client.Configuration(host=url)),
+            PacedApi(client.Configuration(host=url), read_timeout_seconds=10),
             mailbox,
-            Restraint(logging.getLogger("test")),
+            Restraint(logging.getLogger("lbless.operator")),
             lambda kind, namespace: told.listed.append((kind, namespace)),
             stop,
         )
@@ -165,3 +166,18 @@ def test_what_cannot_be_read_is_ignored_and_the_rest_is_told(fake: FakeApi):
         followers.follow({scope_of("web")})
         wait_for(lambda: told.is_ready("good"), "the good one")
         assert "bad" not in told.pods
+
+
+def test_what_cannot_be_watched_is_said_once_for_all_and_listed_instead(
+    fake: FakeApi, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(module, "RELIST_SECONDS", 0.1)
+    fake.refusals = [(403, {"message": "pods is forbidden", "reason": "Forbidden"})] * 8
+    with caplog.at_level(logging.INFO, "lbless.operator"), following(fake) as (followers, told):
+        followers.follow({scope_of("web"), scope_of("web", namespace="other")})
+        wait_for(lambda: len(told.listed) > 4, "the LISTs instead")
+        wait_for(lambda: fake.open_watches == 2, "the watches")
+        wait_for(lambda: "Pods and endpoints are followed again." in caplog.text, "that it is over")
+    said = [line for line in caplog.messages if "not followed: A permission is missing" in line]
+    assert len(said) == 2  # its path is part of the sentence
