@@ -208,7 +208,7 @@ def _clusterip(whole: Mapping[str, object]) -> ClusterIPFact:
 
 
 def _claimed(spec: object) -> IPv4Address | None:
-    """The address of a spec that is refused, which may be anything at all."""
+    """The address of a spec that is refused, as far as it has one."""
     return _address(spec.get("ip")) if isinstance(spec, Mapping) else None
 
 
