@@ -21,7 +21,7 @@ from lbless_operator.sources import SOURCES
 from lbless_operator.state import Listing
 from lbless_operator.workloads import FOLLOWED
 
-PAGE = 250
+PAGE = 100
 """Objects at once, of some KiB each; only what matters of them is kept."""
 ROUND_SECONDS = 60.0
 FOLLOWED_ROUNDS = 5

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sized
 from random import SystemRandom
 from typing import Any
 
@@ -29,19 +29,13 @@ from lbless_operator.sources import SOURCES
 PAGE = 100
 SILENCE_SECONDS = 70.0
 """Bookmarks come every 60 s: a watch silent for longer hangs on a connection that is half open."""
-RETRY_SECONDS = (0.5, 1, 2, 4, 4)
+RETRY_SECONDS = (1, 2, 4, 4, 4)
+"""The longest waits before a request is repeated; each wait is a random part of it."""
 WELL_SECONDS = 60.0
 """kopf that ran so long was well: what ends it then is another failure than the last."""
 
 _log = logging.getLogger("lbless.operator")
 _random = SystemRandom()
-
-
-class Jitter(Iterable[float]):
-    """Full jitter for kopf's retries of a request: other times each time that it asks."""
-
-    def __iter__(self) -> Iterator[float]:
-        return (_random.uniform(0.0, bound) for bound in RETRY_SECONDS)
 
 
 class Watches:
@@ -159,7 +153,9 @@ def _settings(kinds: Collection[Kind]) -> kopf.OperatorSettings:
     settings.persistence.progress_storage = NoProgress()
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 5
-    settings.networking.error_backoffs = Jitter()  # the default grows to minutes after an outage
+    settings.networking.error_backoffs = _Jittered(
+        RETRY_SECONDS
+    )  # the default grows to minutes after an outage
     settings.process.ultimate_exiting_timeout = None  # it would kill this whole process
     for kind in kinds:
         source = SOURCES[kind]
@@ -168,6 +164,19 @@ def _settings(kinds: Collection[Kind]) -> kopf.OperatorSettings:
         if source.label_selector:
             settings.watching.label_selectors[source.resource] = source.label_selector
     return settings
+
+
+class _Jittered(Sized, Iterable[float]):
+    """Other random waits for each request that has to be repeated; kopf itself knows fixed ones only."""
+
+    def __init__(self, bounds_seconds: Collection[float]) -> None:
+        self._bounds_seconds = bounds_seconds
+
+    def __len__(self) -> int:
+        return len(self._bounds_seconds)
+
+    def __iter__(self) -> Iterator[float]:
+        return (_random.uniform(0.0, bound) for bound in self._bounds_seconds)
 
 
 def _describe(error: BaseException) -> str:

@@ -180,7 +180,6 @@ class LeanAgents:
             except ApiError as error:
                 if error.status == 404:  # of a node that is lost just now
                     return
-                print("stand-in:", error, flush=True)
                 self._stop.wait(0.2)
             else:
                 return

@@ -128,7 +128,7 @@ class Running:
         self._began = time.monotonic()
         self._process: subprocess.Popen[bytes] = program.start("--metrics-port", str(self._port))
 
-    def until(self, what: str, condition: Callable[[], bool], timeout_seconds: float = 60) -> float:
+    def until(self, what: str, condition: Callable[[], bool], timeout_seconds: float = 180) -> float:
         """Wait for a condition; return the seconds since the program was started."""
         Silence().until(what, condition, timeout_seconds=timeout_seconds, interval_seconds=0.05)
         return time.monotonic() - self._began

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.operatorworld import RBAC, Agents, Operator, World, end, shares, until
+from cluster.operatorworld import RBAC, Agents, Operator, World, end, until
 from lab.controlplane import ControlPlane
 from lab.objects import Endpoint
 
