@@ -24,7 +24,7 @@ from lbless_operator.workloads import FOLLOWED
 PAGE = 100
 """Objects at once, of some KiB each; only what matters of them is kept."""
 ROUND_SECONDS = 60.0
-FOLLOWED_ROUNDS = 5
+FOLLOWED_ROUNDS = 10
 """A ListWatch finds by itself what it missed, kopf does not: what followers follow is listed each so many rounds."""
 REQUESTED_ROUND_SECONDS = 1.0
 """A round that was asked for waits so long, as many tend to ask at once, and rounds stay so far apart."""

@@ -69,6 +69,7 @@ class State:
         )
         self._listed: set[Scope] = set()
         self._followed: frozenset[Scope] = frozenset()
+        self._places: frozenset[tuple[Kind, str]] = frozenset()
         self._asked_at: dict[Asked, float] = {}
         self._covered: set[Asked] = set()
         self._shelves = {kind: Shelf() for kind in Kind}
@@ -105,9 +106,9 @@ class State:
     def follow(self, now: float) -> None:
         """Everything in `scopes()` is told from `now` on; forget what nobody asks for any more."""
         followed = self._workloads.scopes()
-        places = {(scope.kind, scope.namespace) for scope in followed}
+        self._places = frozenset((scope.kind, scope.namespace) for scope in followed)
         for scope in self._followed:
-            if (scope.kind, scope.namespace) not in places:
+            if (scope.kind, scope.namespace) not in self._places:
                 self._shelves[scope.kind].drop_namespace(scope.namespace)
                 self._workloads.drop_namespace(scope.kind, scope.namespace)
                 # Where the whole cluster is followed instead, or no longer, all is learnt anew.
@@ -129,6 +130,8 @@ class State:
 
     def learn(self, seen: Seen, clock: Clock) -> set[str]:
         """Take in an event; return the ClusterIPs that it concerns."""
+        if not self._follows(seen.kind, seen.namespace):
+            return set()
         change = self._shelves[seen.kind].put(seen)
         return self._consequences[seen.kind](change, clock) if change else set()
 
@@ -136,6 +139,8 @@ class State:
         """Take in a completed LIST; return the ClusterIPs that its news concern."""
         scope = listing.scope
         concerned: set[str] = set()
+        if not self._follows(scope.kind, scope.namespace):
+            return concerned
         for change in self._shelves[scope.kind].replace(scope.namespace, listing.version, listing.objects):
             concerned |= self._consequences[scope.kind](change, clock)
         if scope.kind in FOLLOWED:
@@ -191,6 +196,10 @@ class State:
             epoch_age_seconds=now - memory.since,
             now=timestamp,
         )
+
+    def _follows(self, kind: Kind, namespace: str) -> bool:
+        """Whether it is asked for; news may be on their way still when it is no longer."""
+        return kind not in FOLLOWED or bool({(kind, namespace), (kind, "")} & self._places)
 
     def _cover(self, scope: Scope, began: float) -> set[str]:
         """Count as known what a LIST has shown that began after it was asked for; return who waited for it."""

@@ -122,6 +122,7 @@ def state_with(*news: Seen) -> State:
     state = State("https://192.0.2.250:6443", "lbless-system", NOW.now)
     for one in news:
         state.learn(one, NOW)
+        state.follow(NOW.now)
     state.tick(NOW.now)
     return state
 
@@ -198,6 +199,8 @@ def test_a_collection_nobody_asks_for_any_more_is_forgotten_and_listed_anew_late
     assert ready(state, "shop/web") == {"n1": 1}
     state.learn(objects.clusterip(version=4, spec={}), NOW)
     state.follow(NOW.now + 1)
+    # What was on its way still.
+    state.learn(objects.pod("q", "n1", 6), NOW)
     state.learn(objects.clusterip(version=5, spec=WEB_PODS), NOW)
     state.follow(NOW.now + 2)
     assert state.awaits("shop/web")
