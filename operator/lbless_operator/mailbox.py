@@ -33,6 +33,11 @@ class Written:
 News = Seen | Listing | RoundDone | Written
 
 
+GATHERED = frozenset({Kind.AGENT, Kind.LEASE})
+GATHER_SECONDS = 0.1
+"""Fifty nodes confirm one change in fifty reports: such news wait so long for each other, and all others do not."""
+
+
 class Mailbox:
     """Takes news from any thread; one thread empties it."""
 
@@ -43,6 +48,9 @@ class Mailbox:
         self._round: RoundDone | None = None
         self._written: list[Written] = []
         self._closed = False
+        self._hurry = False
+        """Whether something is in it that does not wait for others."""
+        self._gathering = False
 
     def put(self, news: News) -> None:
         """Leave news; of one object and of one collection only the newest are kept: a stuck reader costs no memory."""
@@ -58,7 +66,10 @@ class Mailbox:
                     self._round = news
                 case Written():  # no more than there are writers
                     self._written.append(news)
-            self._arrived.notify()
+            if not (isinstance(news, Seen) and news.kind in GATHERED):
+                self._hurry = True
+            if self._hurry or not self._gathering:
+                self._arrived.notify()
 
     def close(self) -> None:
         """Never let anybody wait again."""
@@ -71,6 +82,11 @@ class Mailbox:
         with self._arrived:
             if not (self._seen or self._written or self._listings or self._round or self._closed):
                 self._arrived.wait(max(0.0, timeout_seconds))
+            if not self._hurry and not self._closed and self._seen:
+                self._gathering = True
+                self._arrived.wait_for(lambda: self._hurry or self._closed, GATHER_SECONDS)
+                self._gathering = False
+            self._hurry = False
             # A round counts only after all that it has listed.
             rounds = [self._round] if self._round else []
             news: list[News] = [*self._written, *self._listings.values(), *rounds, *self._seen.values()]

@@ -16,6 +16,7 @@ from lbless_api.clusterip import PodWorkload
 from lbless_api.selectors import LabelSelector
 from lbless_edge.kube import CLUSTERIPS, NODES, Api
 from lbless_operator import lister as module
+from lbless_operator import mailbox as module_mailbox
 from lbless_operator.facts import Kind, Scope, Seen
 from lbless_operator.interest import Interest
 from lbless_operator.lister import Lister
@@ -237,3 +238,24 @@ def test_the_mailbox_keeps_the_newest_listing_of_each_collection_and_the_round_a
     taken = mailbox.take(0)
     assert [news.version for news in taken if isinstance(news, Listing)] == [2, 2]
     assert taken[-1] == RoundDone(2.0)
+
+
+def test_reports_wait_a_moment_for_each_other_and_a_pods_change_waits_for_none(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(module_mailbox, "GATHER_SECONDS", 2.0)
+    mailbox = Mailbox()
+    mailbox.put(objects.agent("n1", 1))
+
+    def arrive() -> None:
+        mailbox.put(objects.agent("n2", 2))
+        mailbox.put(objects.agent("n3", 3))
+
+    timer = threading.Timer(0.1, arrive)
+    timer.start()
+    assert {news.name for news in mailbox.take(10) if isinstance(news, Seen)} == {"n1", "n2", "n3"}
+    mailbox.put(objects.agent("n1", 4))
+    mailbox.put(objects.pod("p", "n1", 5))
+    began = time.monotonic()
+    assert len(mailbox.take(10)) == 2
+    assert time.monotonic() - began < module_mailbox.GATHER_SECONDS
