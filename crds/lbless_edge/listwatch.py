@@ -68,6 +68,8 @@ class ListWatch:
             self._selectors["labelSelector"] = label_selector
         self._known: dict[str, str] = {}  # UID → resource version
         self._version = ""  # where to watch from; empty: LIST first
+        self.telling = ""
+        """The resource version of what the listener is told just now: of the event, or of the LIST as a whole."""
         self._waits_for = ""
         self._again = threading.Event()
         self._lock = threading.Lock()
@@ -113,7 +115,7 @@ class ListWatch:
             for objects, of_all_pages in self._api.list_pages(
                 self._path, limit=self._page, **self._selectors
             ):
-                version = of_all_pages
+                version = self.telling = of_all_pages
                 for obj in objects:
                     if self._stop.is_set():
                         return
@@ -170,11 +172,12 @@ class ListWatch:
                 return
             heard = True
             self._backoff.succeeded()
+            self.telling = _version(event.object)
             if event.kind in {"ADDED", "MODIFIED"}:
                 self._tell(event.object)
             elif event.kind == "DELETED":
                 self._forget(_uid(event.object))
-            self._version = _version(event.object)
+            self._version = self.telling
         if not heard and time.monotonic() - began < SHORT_WATCH_SECONDS and not self._is_interrupted():
             raise ApiError(0, f"The watch of {self._path} on {self._api.server} ended at once.")
 

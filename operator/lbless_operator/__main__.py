@@ -10,8 +10,10 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+
+from kubernetes import client
 
 from lbless_edge.credentials import read_credentials
 from lbless_edge.kube import connect
@@ -28,18 +30,22 @@ from lbless_edge.workers import Workers
 from lbless_operator import liveness
 from lbless_operator.events import Events
 from lbless_operator.facts import Kind
+from lbless_operator.followers import Followers, PacedApi
 from lbless_operator.leader import LEASE_SECONDS, Leader
 from lbless_operator.lister import Lister
 from lbless_operator.mailbox import Mailbox
 from lbless_operator.reconciler import Reconciler
+from lbless_operator.restraint import Restraint
 from lbless_operator.state import State
 from lbless_operator.watches import Watches
+from lbless_operator.workloads import MAX_NAMESPACES
+from lbless_operator.writers import COUNT, Writers
 
 READ_TIMEOUT_SECONDS = 15
 RENEW_TIMEOUT_SECONDS = 4
 STUCK_SECONDS = 90.0
 """A reconciler that did not come round for so long hangs; a single request takes 20 s at most."""
-CLUSTER_KINDS = (Kind.CLUSTERIP, Kind.AGENT, Kind.NODE, Kind.POD, Kind.SLICE)
+CLUSTER_KINDS = (Kind.CLUSTERIP, Kind.AGENT, Kind.NODE)
 
 _log = logging.getLogger("lbless.operator")
 
@@ -68,13 +74,27 @@ class Operator:
         state = State(self.api.server, options.namespace, clock())
         self._mailbox = Mailbox()
         self._lister = Lister(self.api, self._mailbox, state.base_scopes, stop, clock)
-        self._events = Events(self.api, identity, stop)
-        self.reconciler = Reconciler(
-            self.api, state, self._mailbox, self._lister, self.leader, self._events, stop, clock
-        )
+        restraint = Restraint(_log)
+        self._events = Events(self.api, identity, restraint, stop)
         credentials = partial(read_credentials, kubeconfig)
+        self._followers = Followers(
+            _following_api(credentials), self._mailbox, restraint, self._lister.list_again, stop
+        )
+        self._writers = Writers(self.api, self.leader, self._mailbox)
+        self.reconciler = Reconciler(
+            state,
+            self._mailbox,
+            self._lister,
+            self._followers,
+            self.leader,
+            self._writers,
+            self._events,
+            restraint,
+            stop,
+            clock,
+        )
         self._watches = [
-            Watches(kinds, namespace, self._mailbox, self._lister, credentials, stop, clock)
+            Watches(kinds, namespace, self._mailbox, self._lister, restraint, credentials, stop, clock)
             for kinds, namespace in ((CLUSTER_KINDS, ""), ((Kind.LEASE,), options.namespace))
         ]
         self._leads = False
@@ -90,6 +110,9 @@ class Operator:
         workers.start("lister", self._lister.run)
         workers.start("reconciler", self.reconciler.run)
         workers.start("events", self._events.run)
+        workers.start("followers", self._followers.run)
+        for number in range(COUNT):
+            workers.start(f"writer-{number}", self._writers.run)
         for number, watches in enumerate(self._watches):
             workers.start(f"watches-{number}", watches.run)
         try:
@@ -97,7 +120,9 @@ class Operator:
         finally:
             self._lister.wake()
             self._mailbox.close()
+            self._writers.close()
             self._events.close()
+            self._followers.close()
             for watches in self._watches:
                 watches.cut()
             workers.join()
@@ -122,6 +147,13 @@ class Operator:
         }
 
 
+def _following_api(credentials: Callable[[], client.Configuration]) -> PacedApi:
+    """A connection for each collection of workloads: those that a pool has no place for are closed, with a warning."""
+    configuration = credentials()
+    configuration.connection_pool_maxsize = 2 * MAX_NAMESPACES + 2
+    return PacedApi(configuration, read_timeout_seconds=READ_TIMEOUT_SECONDS)
+
+
 def main() -> int:
     """Run lbless-operator and return its exit status."""
     options = _options()
@@ -129,6 +161,8 @@ def main() -> int:
     # What goes wrong in its watches the LISTs find too, and say in one sentence; handlers that fail do not.
     logging.getLogger("kopf").setLevel(logging.CRITICAL)
     logging.getLogger("kopf.objects").setLevel(logging.ERROR)
+    # There may be a hundred of them with one trouble: the followers say it once.
+    logging.getLogger("lbless.watch").setLevel(logging.ERROR)
     return run(lambda: _run(options))
 
 

@@ -27,6 +27,15 @@ class Memory:
     tampered: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """All of a ClusterIP that matters to others with its address. `holds`: it keeps it from younger ones."""
+
+    address: IPv4Address
+    age_order: tuple[str, str]
+    holds: bool
+
+
 class Claims:
     """All ClusterIPs by their keys ``namespace/name``."""
 
@@ -35,27 +44,32 @@ class Claims:
         self._by_address: dict[IPv4Address, set[str]] = {}
         self._memories: dict[str, Memory] = {}
         self._keys: dict[str, str] = {}
+        self._claims: dict[str, _Claim] = {}
 
     def learn(self, key: str, fact: ClusterIPFact | None, now: float) -> set[str]:
         """A ClusterIP is now so, or None: deleted. Return the keys that it concerns, its own included."""
-        old = self._facts.pop(key, None)
-        concerned = {key}
+        old, before = self._facts.pop(key, None), self._claims.pop(key, None)
         if old:
             if old.address:
-                concerned |= self._by_address[old.address]
                 self._by_address[old.address].discard(key)
                 if not self._by_address[old.address]:
                     del self._by_address[old.address]
             if fact is None or fact.identity.uid != old.identity.uid:
                 del self._memories[old.identity.uid], self._keys[old.identity.uid]
-        if fact is None:
-            return concerned - {key}
-        self._facts[key] = fact
-        self._keys[fact.identity.uid] = key
-        self._remember(fact, now)
-        if fact.address:
-            self._by_address.setdefault(fact.address, set()).add(key)
-            concerned |= self._by_address[fact.address]
+        if fact is not None:
+            self._facts[key] = fact
+            self._keys[fact.identity.uid] = key
+            self._remember(fact, now)
+            if fact.address:
+                self._by_address.setdefault(fact.address, set()).add(key)
+                holds = fact.spec is not None or bool(self.memory(fact).status.assignments)
+                self._claims[key] = _Claim(fact.address, fact.identity.age_order, holds)
+        after = self._claims.get(key)
+        concerned = set() if fact is None else {key}
+        if before != after:
+            # Others with the address: not with every write of this one's status, or a thousand would never end.
+            for claim in (before, after):
+                concerned |= self._by_address.get(claim.address, set()) if claim else set()
         return concerned
 
     def facts(self) -> Iterable[ClusterIPFact]:
@@ -86,12 +100,11 @@ class Claims:
         fact = self._facts[key]
         if fact.address is None:
             return None
-        rivals = (self._facts[other] for other in self._by_address[fact.address] if other != key)
-        holders = [r for r in rivals if r.spec or self.memory(r).status.assignments]
-        oldest = min(holders, key=lambda r: r.identity.age_order, default=None)
-        if oldest is None or oldest.identity.age_order > fact.identity.age_order:
-            return None
-        return oldest.identity.key
+        own = fact.identity.age_order
+        rivals = (other for other in self._by_address[fact.address] if other != key)
+        holders = [other for other in rivals if self._claims[other].holds]
+        oldest = min(holders, key=lambda other: self._claims[other].age_order, default=None)
+        return oldest if oldest is not None and self._claims[oldest].age_order <= own else None
 
     def _remember(self, fact: ClusterIPFact, now: float) -> None:
         memory, status = self._memories.get(fact.identity.uid), fact.status

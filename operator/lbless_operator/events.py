@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from lbless_edge.kube import Api, ApiError, Object, in_namespace
 from lbless_operator.conditions import shorten
 from lbless_operator.notices import Limit, Notice
+from lbless_operator.restraint import Restraint
 from lbless_operator.said import Said
 
 EVENTS = "/apis/events.k8s.io/v1/events"
@@ -29,10 +30,11 @@ _log = logging.getLogger("lbless.operator")
 class Events:
     """Takes notices from one thread and posts them in another."""
 
-    def __init__(self, api: Api, instance: str, stop: threading.Event) -> None:
+    def __init__(self, api: Api, instance: str, restraint: Restraint, stop: threading.Event) -> None:
         """`instance` says which replica reports."""
         self._api = api
         self._instance = shorten(instance, 128)
+        self._restraint = restraint
         self._stop = stop
         self._limit = Limit()
         self._waiting: queue.Queue[Notice | None] = queue.Queue(MAX_WAITING)
@@ -41,19 +43,14 @@ class Events:
         """Log a notice and post it soon, within the limits."""
         subject = notice.subject
         key = f"{subject.namespace}/{subject.name}" if subject.namespace else subject.name
-        _log.log(
-            logging.WARNING if notice.is_warning else logging.INFO,
-            "%s %s: %s: %s",
-            subject.kind,
-            key,
-            notice.reason,
-            notice.note,
-        )
+        level = logging.WARNING if notice.is_warning else logging.INFO
+        self._restraint.log(level, notice.reason, f"{subject.kind} {key}: {notice.reason}: {notice.note}")
         if self._limit.admits(notice, time.monotonic()):
             try:
                 self._waiting.put_nowait(notice)
             except queue.Full:
-                _log.warning("%d Events wait to be posted, this one is dropped.", MAX_WAITING)
+                sentence = f"{MAX_WAITING} Events wait to be posted, this one is dropped."
+                self._restraint.log(logging.WARNING, "dropped Event", sentence)
 
     def close(self) -> None:
         """End `run`, after what waits already if the stop event is not set."""

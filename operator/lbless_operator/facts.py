@@ -19,6 +19,7 @@ from lbless_api.clusterip import Identity, Spec, parse_identity, parse_spec
 from lbless_api.fields import Invalid, items, mapping, text
 from lbless_api.node import NodeStatus, parse_node_status
 from lbless_api.selectors import parse_labels
+from lbless_operator.interest import NOTHING, Interest
 from lbless_operator.status import Status, parse_epoch, parse_status
 
 SERVICE_LABEL = "kubernetes.io/service-name"
@@ -115,10 +116,24 @@ Fact = ClusterIPFact | NodeFact | AgentFact | LeaseFact | PodFact | SliceFact | 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """A collection that is listed as one: of all namespaces if `namespace` is empty."""
+    """A collection that is listed as one: of all namespaces if `namespace` is empty.
+
+    Of pods and slices only those that `interest` covers are ours.
+    """
 
     kind: Kind
     namespace: str = ""
+    interest: Interest = NOTHING
+
+    def admits(self, seen: Seen) -> bool:
+        """Whether an object is there for us; one that is deleted is not."""
+        match seen.fact:
+            case PodFact():
+                return self.interest.covers_pod(seen.namespace, seen.fact.labels)
+            case SliceFact():
+                return self.interest.covers_service(seen.namespace, seen.fact.service)
+            case _:
+                return seen.fact is not None
 
 
 @dataclass(frozen=True, slots=True)

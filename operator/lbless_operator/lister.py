@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from random import SystemRandom
 
 from lbless_api.fields import Invalid
 from lbless_edge.backoff import Backoff
 from lbless_edge.explain import explain
-from lbless_edge.kube import PAGE, Api, ApiError, in_namespace
-from lbless_operator.facts import Scope, Seen
+from lbless_edge.kube import Api, ApiError, in_namespace
+from lbless_operator.facts import Kind, Scope, Seen, parse
 from lbless_operator.mailbox import Mailbox, RoundDone
 from lbless_operator.said import Said
-from lbless_operator.sources import SOURCES, read
+from lbless_operator.sources import SOURCES
 from lbless_operator.state import Listing
+from lbless_operator.workloads import FOLLOWED
 
+PAGE = 100
+"""Objects at once, of some KiB each; only what matters of them is kept."""
 ROUND_SECONDS = 60.0
+FOLLOWED_ROUNDS = 10
+"""A ListWatch finds by itself what it missed, kopf does not: what followers follow is listed each so many rounds."""
 REQUESTED_ROUND_SECONDS = 1.0
 """A round that was asked for waits so long, as many tend to ask at once, and rounds stay so far apart."""
 
@@ -46,22 +51,25 @@ class Lister:
         self._scopes = scopes
         self._listed: set[Scope] = set()
         self._next_round = clock()
-        self._requested = False
+        self._requested = True
+        self._rounds_to_followed = 0
         self._last_round = float("-inf")
         self._changed = threading.Condition()
         self._backoff = Backoff()
         self._said = Said(_log)
 
-    @property
-    def scopes(self) -> frozenset[Scope]:
-        """What matters now; what watches tell of anything else may be dropped."""
-        return self._scopes
-
-    def follow(self, scopes: frozenset[Scope]) -> None:
-        """List these from now on."""
+    def follow(self, scopes: frozenset[Scope], unwatched: Collection[tuple[Kind, str]] = ()) -> None:
+        """List these from now on; those that are `unwatched` not at once, but when `list_again` says so."""
         with self._changed:
             self._scopes = scopes
             self._listed &= scopes
+            self._listed |= {scope for scope in scopes if (scope.kind, scope.namespace) in unwatched}
+            self._changed.notify_all()
+
+    def list_again(self, kind: Kind, namespace: str) -> None:
+        """List a collection at once: what is deleted from now on, its watch will tell."""
+        with self._changed:
+            self._listed -= {s for s in self._scopes if (s.kind, s.namespace) == (kind, namespace)}
             self._changed.notify_all()
 
     def request_round(self) -> None:
@@ -109,9 +117,9 @@ class Lister:
             self._list_all(self._scopes - self._listed)
             return
         with self._changed:
-            self._listed.clear()
-            self._requested = False
-        self._list_all(self._scopes)
+            scopes, self._requested = self._due(), False
+            self._listed -= scopes
+        self._list_all(scopes | self._scopes - self._listed)
         self._mailbox.put(RoundDone(began))
         with self._changed:
             # Not all operators and their restarts at the same second of each minute. What was asked for
@@ -120,6 +128,14 @@ class Lister:
             self._next_round = self._clock() + wait
             self._last_round = began
             self._changed.notify_all()
+
+    def _due(self) -> frozenset[Scope]:
+        """What this round has to list: everything if it was asked for."""
+        self._rounds_to_followed -= 1
+        if self._requested or self._rounds_to_followed <= 0:
+            self._rounds_to_followed = FOLLOWED_ROUNDS
+            return self._scopes
+        return frozenset(scope for scope in self._scopes if scope.kind not in FOLLOWED)
 
     def _list_all(self, scopes: frozenset[Scope]) -> None:
         for scope in sorted(scopes, key=lambda s: (s.kind, s.namespace)):
@@ -144,7 +160,7 @@ class Lister:
         try:
             for page, of_all_pages in self._api.list_pages(path, limit=PAGE, **source.selectors):
                 version = of_all_pages
-                objects += (read(scope.kind, obj) for obj in page)
+                objects += filter(scope.admits, (parse(scope.kind, obj) for obj in page))
         except ApiError as error:
             if error.status == 404 and source.optional:
                 return Listing(scope, began, 0, ())

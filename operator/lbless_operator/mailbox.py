@@ -8,7 +8,9 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
+from lbless_edge.kube import ApiError
 from lbless_operator.facts import Kind, Seen
+from lbless_operator.leader import NotLeading
 from lbless_operator.state import Listing
 
 
@@ -19,7 +21,21 @@ class RoundDone:
     began: float
 
 
-News = Seen | Listing | RoundDone
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What came of a write of a ClusterIP's status: the object as it is then, or why there was no write."""
+
+    key: str
+    seen: Seen | None = None
+    error: ApiError | NotLeading | None = None
+
+
+News = Seen | Listing | RoundDone | Written
+
+
+GATHERED = frozenset({Kind.AGENT, Kind.LEASE})
+GATHER_SECONDS = 0.1
+"""Fifty nodes confirm one change in fifty reports: such news wait so long for each other, and all others do not."""
 
 
 class Mailbox:
@@ -28,20 +44,32 @@ class Mailbox:
     def __init__(self) -> None:
         self._arrived = threading.Condition()
         self._seen: dict[tuple[Kind, str], Seen] = {}
-        self._rest: list[Listing | RoundDone] = []
+        self._listings: dict[tuple[Kind, str], Listing] = {}
+        self._round: RoundDone | None = None
+        self._written: list[Written] = []
         self._closed = False
+        self._hurry = False
+        """Whether something is in it that does not wait for others."""
+        self._gathering = False
 
     def put(self, news: News) -> None:
-        """Leave news; of one object only the newest is kept, so that a stuck reader costs no memory."""
+        """Leave news; of one object and of one collection only the newest are kept: a stuck reader costs no memory."""
         with self._arrived:
-            if isinstance(news, Seen):
-                key = (news.kind, news.key)
-                waiting = self._seen.get(key)
-                if waiting is None or waiting.version < news.version:
-                    self._seen[key] = news
-            else:
-                self._rest.append(news)
-            self._arrived.notify()
+            match news:
+                case Seen():
+                    waiting = self._seen.get((news.kind, news.key))
+                    if waiting is None or waiting.version < news.version:
+                        self._seen[news.kind, news.key] = news
+                case Listing():
+                    self._listings[news.scope.kind, news.scope.namespace] = news
+                case RoundDone():
+                    self._round = news
+                case Written():  # no more than there are writers
+                    self._written.append(news)
+            if not (isinstance(news, Seen) and news.kind in GATHERED):
+                self._hurry = True
+            if self._hurry or not self._gathering:
+                self._arrived.notify()
 
     def close(self) -> None:
         """Never let anybody wait again."""
@@ -52,41 +80,18 @@ class Mailbox:
     def take(self, timeout_seconds: float) -> list[News]:
         """Return all news, after waiting up to `timeout_seconds` for the first; empty if none came."""
         with self._arrived:
-            if not self._seen and not self._rest and not self._closed:
+            if not (self._seen or self._written or self._listings or self._round or self._closed):
                 self._arrived.wait(max(0.0, timeout_seconds))
-            news: list[News] = [*self._rest, *self._seen.values()]
+            if not self._hurry and not self._closed and self._seen:
+                self._gathering = True
+                self._arrived.wait_for(lambda: self._hurry or self._closed, GATHER_SECONDS)
+                self._gathering = False
+            self._hurry = False
+            # A round counts only after all that it has listed.
+            rounds = [self._round] if self._round else []
+            news: list[News] = [*self._written, *self._listings.values(), *rounds, *self._seen.values()]
             self._seen.clear()
-            self._rest.clear()
+            self._written.clear()
+            self._listings.clear()
+            self._round = None
             return news
-
-
-class KeyQueue:
-    """The ClusterIPs to look at, each once and not before its time. Used by one thread."""
-
-    def __init__(self) -> None:
-        self._due: dict[str, float] = {}
-
-    def add(self, key: str, due: float) -> None:
-        """Look at a ClusterIP at `due`, or earlier if that was asked for already."""
-        self._due[key] = min(due, self._due.get(key, due))
-
-    def postpone(self, key: str, due: float) -> None:
-        """Look at it at `due` and not earlier, whatever was asked for."""
-        self._due[key] = due
-
-    def take(self, now: float) -> str | None:
-        """Return one that is due and forget it; None if none is. The longest due comes first."""
-        if not self._due:
-            return None
-        key = min(self._due, key=self._due.__getitem__)
-        if self._due[key] > now:
-            return None
-        del self._due[key]
-        return key
-
-    def next_due(self) -> float | None:
-        """When the next one is due."""
-        return min(self._due.values(), default=None)
-
-    def __len__(self) -> int:
-        return len(self._due)

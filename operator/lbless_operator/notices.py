@@ -9,10 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from lbless_operator.restraint import TokenBucket
+
 REPEAT_SECONDS = 600.0
 BURST = 10
 REFILL_SECONDS = 30.0
 """One more Event an object this often, BURST at once."""
+REASON_BURST = 100
+REASON_REFILL_SECONDS = 2.0
+"""The same for all objects together, of each reason: a thousand with one fault are no thousand Events at once."""
 FORGET_SECONDS = 3600.0
 
 
@@ -59,18 +64,13 @@ class Notice:
         return self.reason in WARNINGS
 
 
-@dataclass(slots=True)
-class _Allowance:
-    left: float
-    at: float
-
-
 class Limit:
-    """Admits notices: no repetition within REPEAT_SECONDS, and a token bucket for each object."""
+    """Admits notices: no repetition within REPEAT_SECONDS, a token bucket for each object and for each reason."""
 
     def __init__(self) -> None:
         self._said: dict[Notice, float] = {}
-        self._allowances: dict[str, _Allowance] = {}
+        self._allowances: dict[str, TokenBucket] = {}
+        self._reasons: dict[NoticeReason, TokenBucket] = {}
 
     def admits(self, notice: Notice, now: float) -> bool:
         """Whether to post it; counts it if so."""
@@ -78,12 +78,13 @@ class Limit:
         said = self._said.get(notice)
         if said is not None and now - said < REPEAT_SECONDS:
             return False
-        allowance = self._allowances.setdefault(notice.subject.uid, _Allowance(BURST, now))
-        allowance.left = min(BURST, allowance.left + (now - allowance.at) / REFILL_SECONDS)
-        allowance.at = now
-        if allowance.left < 1:
+        uid, reason = notice.subject.uid, notice.reason
+        of_object = self._allowances.setdefault(uid, TokenBucket.full(BURST, REFILL_SECONDS, now))
+        of_reason = self._reasons.setdefault(
+            reason, TokenBucket.full(REASON_BURST, REASON_REFILL_SECONDS, now)
+        )
+        if not (of_object.admits(now) and of_reason.admits(now)):
             return False
-        allowance.left -= 1
         self._said[notice] = now
         return True
 

@@ -51,12 +51,14 @@ class Shelf:
     def replace(self, namespace: str, version: int, listed: Iterable[Seen]) -> list[Change]:
         """Take in a complete LIST at a version, of one namespace or (empty) of all; return what it changes.
 
-        Deletions that no event told are made up, at its version.
+        Deletions that no event told are made up, at its version. What it shows was there at its version: only
+        what is known to have been deleted since stays away.
         """
         changes, present = [], set()
         for seen in listed:
             present.add(seen.key)
-            if seen.version > self._version(seen):
+            kept = self._kept.get(seen.key)
+            if kept.version < seen.version if kept else self._deleted.get(seen.key, 0) <= version:
                 changes.append(self._keep(seen))
         for key, kept in list(self._kept.items()):
             in_scope = not namespace or kept.namespace == namespace
@@ -72,9 +74,11 @@ class Shelf:
         return changes
 
     def drop_namespace(self, namespace: str) -> None:
-        """Forget a namespace altogether, as if it had never been listed."""
+        """Forget a namespace altogether, or (empty) all of them, as if it had never been listed."""
         self._listed.pop(namespace, None)
-        self._kept = {key: seen for key, seen in self._kept.items() if seen.namespace != namespace}
+        self._kept = {
+            key: seen for key, seen in self._kept.items() if namespace and seen.namespace != namespace
+        }
 
     def _version(self, seen: Seen) -> int:
         """The newest version at which something is known of an object."""

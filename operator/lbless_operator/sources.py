@@ -5,16 +5,13 @@ The same for LISTs and watches, or a LIST would delete what the watch tells.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lbless_edge.kube import CLUSTERIPNODES, CLUSTERIPS, ENDPOINTSLICES, LEASES, NODES, PODS
-from lbless_operator.facts import SERVICE_LABEL, AgentFact, Kind, Seen, parse
+from lbless_operator.facts import SERVICE_LABEL, Kind
 
 SERVICECIDRS = "/apis/networking.k8s.io/v1/servicecidrs"
-
-_log = logging.getLogger("lbless.operator")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +47,3 @@ SOURCES: Mapping[Kind, Source] = {
     # Kubernetes 1.32 serves it as v1beta1 and only if asked to.
     Kind.SERVICE_RANGE: Source(SERVICECIDRS, optional=True),
 }
-
-
-def read(kind: Kind, obj: object, *, deleted: bool = False) -> Seen:
-    """Parse an object; say what is wrong with an agent's report. Raises Invalid, as `facts.parse`."""
-    seen = parse(kind, obj, deleted=deleted)
-    if isinstance(seen.fact, AgentFact) and seen.fact.fault:
-        _log.warning(
-            "The report of node %s is not used (%s): is its lbless-sync of another version?",
-            seen.name,
-            seen.fact.fault,
-        )
-    return seen

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lbless_api.clusterip import PodWorkload, ServiceWorkload
 from lbless_api.node import NodeStatus
 from lbless_api.refusal import Taken, refusal
 from lbless_operator import taken
@@ -31,8 +30,9 @@ from lbless_operator.facts import (
     SliceFact,
     renewal_time,
 )
+from lbless_operator.interest import Asked
 from lbless_operator.shelf import Change, Shelf
-from lbless_operator.workloads import Workloads
+from lbless_operator.workloads import FOLLOWED, Workloads
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,10 @@ class State:
             }
         )
         self._listed: set[Scope] = set()
+        self._followed: frozenset[Scope] = frozenset()
+        self._places: frozenset[tuple[Kind, str]] = frozenset()
+        self._asked_at: dict[Asked, float] = {}
+        self._covered: set[Asked] = set()
         self._shelves = {kind: Shelf() for kind in Kind}
         self._claims = Claims()
         self._workloads = Workloads()
@@ -92,28 +96,42 @@ class State:
 
     def scopes(self) -> frozenset[Scope]:
         """The collections that matter: pods and slices only where a ClusterIP asks for them."""
-        wanted = set(self.base_scopes)
-        for fact in self._claims.facts():
-            match fact.spec.workload if fact.spec else None:
-                case PodWorkload():
-                    wanted.add(Scope(Kind.POD, fact.identity.namespace))
-                case ServiceWorkload():
-                    wanted.add(Scope(Kind.SLICE, fact.identity.namespace))
-        return frozenset(wanted)
+        return self.base_scopes | self._workloads.scopes()
 
-    def keep_only(self, scopes: frozenset[Scope]) -> None:
-        """Forget the collections that are not among these."""
-        for scope in self._listed - scopes:
-            self._listed.discard(scope)
-            self._shelves[scope.kind].drop_namespace(scope.namespace)
-            self._workloads.drop_namespace(scope.kind, scope.namespace)
+    @property
+    def is_following(self) -> bool:
+        """Whether what ClusterIPs ask for is what `follow` was told last."""
+        return self._workloads.scopes() is self._followed
 
-    def is_complete(self, scopes: frozenset[Scope]) -> bool:
-        """Whether each of these was listed; before that nothing may be decided."""
-        return scopes <= self._listed
+    def follow(self, now: float) -> None:
+        """Everything in `scopes()` is told from `now` on; forget what nobody asks for any more."""
+        followed = self._workloads.scopes()
+        self._places = frozenset((scope.kind, scope.namespace) for scope in followed)
+        for scope in self._followed:
+            if (scope.kind, scope.namespace) not in self._places:
+                self._shelves[scope.kind].drop_namespace(scope.namespace)
+                self._workloads.drop_namespace(scope.kind, scope.namespace)
+                # Where the whole cluster is followed instead, or no longer, all is learnt anew.
+                for asked in scope.interest.asked:
+                    self._asked_at.pop(asked, None)
+        self._followed = followed
+        wanted = {asked for scope in followed for asked in scope.interest.asked}
+        self._covered &= wanted & self._asked_at.keys()
+        self._asked_at = {asked: self._asked_at.get(asked, now) for asked in wanted}
+
+    def is_complete(self) -> bool:
+        """Whether each collection was listed that all ClusterIPs depend on; before that nothing may be decided."""
+        return self.base_scopes <= self._listed
+
+    def awaits(self, key: str) -> bool:
+        """Whether what decides about a ClusterIP is not known as a whole yet: its pods or endpoints."""
+        asked = self._workloads.asked_by(key)
+        return asked is not None and asked not in self._covered
 
     def learn(self, seen: Seen, clock: Clock) -> set[str]:
         """Take in an event; return the ClusterIPs that it concerns."""
+        if not self._follows(seen.kind, seen.namespace):
+            return set()
         change = self._shelves[seen.kind].put(seen)
         return self._consequences[seen.kind](change, clock) if change else set()
 
@@ -121,9 +139,14 @@ class State:
         """Take in a completed LIST; return the ClusterIPs that its news concern."""
         scope = listing.scope
         concerned: set[str] = set()
+        if not self._follows(scope.kind, scope.namespace):
+            return concerned
         for change in self._shelves[scope.kind].replace(scope.namespace, listing.version, listing.objects):
             concerned |= self._consequences[scope.kind](change, clock)
-        self._listed.add(scope)
+        if scope.kind in FOLLOWED:
+            concerned |= self._cover(scope, listing.began)
+        else:
+            self._listed.add(scope)
         if scope.kind is Kind.LEASE:
             self._agents.listed(listing.began)
         return concerned
@@ -173,6 +196,17 @@ class State:
             epoch_age_seconds=now - memory.since,
             now=timestamp,
         )
+
+    def _follows(self, kind: Kind, namespace: str) -> bool:
+        """Whether it is asked for; news may be on their way still when it is no longer."""
+        return kind not in FOLLOWED or bool({(kind, namespace), (kind, "")} & self._places)
+
+    def _cover(self, scope: Scope, began: float) -> set[str]:
+        """Count as known what a LIST has shown that began after it was asked for; return who waited for it."""
+        new = {asked for asked in scope.interest.asked if self._asked_at.get(asked, began + 1) <= began}
+        new -= self._covered
+        self._covered |= new
+        return self._workloads.asking(new)
 
     def _tell_clusterip(self, change: Change, clock: Clock) -> set[str]:
         seen, old = change.seen, change.old

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from sys import intern
 
 from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import MAX_INCARNATION, Assignment, Move
@@ -92,7 +93,8 @@ def render_status(status: Status) -> JSON:
 def _assignment(value: object) -> Assignment:
     entry = mapping(value, "status.assignments")
     return Assignment(
-        node=text(entry.get("node"), "status.assignments.node"),
+        # The same few names in every ClusterIP.
+        node=intern(text(entry.get("node"), "status.assignments.node")),
         incarnation=integer(
             entry.get("incarnation", 0), "status.assignments.incarnation", 0, MAX_INCARNATION
         ),

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator, Sized
+from random import SystemRandom
 from typing import Any
 
 import kopf
@@ -17,19 +18,24 @@ from kubernetes import client
 
 from lbless_api.fields import Invalid
 from lbless_edge.backoff import Backoff
-from lbless_operator.facts import Kind, Scope
+from lbless_operator.facts import Kind, parse
+from lbless_operator.forgetful import NoDifferences, NoProgress
 from lbless_operator.lister import Lister
 from lbless_operator.mailbox import Mailbox
+from lbless_operator.restraint import Restraint
 from lbless_operator.said import Said
-from lbless_operator.sources import SOURCES, read
+from lbless_operator.sources import SOURCES
 
-SCOPED = frozenset({Kind.POD, Kind.SLICE})
-"""Kinds of which only some namespaces matter."""
-RETRY_SECONDS = (0.5, 1, 2, 2, 2)
+PAGE = 100
+SILENCE_SECONDS = 70.0
+"""Bookmarks come every 60 s: a watch silent for longer hangs on a connection that is half open."""
+RETRY_SECONDS = (1, 2, 4, 4, 4)
+"""The longest waits before a request is repeated; each wait is a random part of it."""
 WELL_SECONDS = 60.0
 """kopf that ran so long was well: what ends it then is another failure than the last."""
 
 _log = logging.getLogger("lbless.operator")
+_random = SystemRandom()
 
 
 class Watches:
@@ -41,6 +47,7 @@ class Watches:
         namespace: str,
         mailbox: Mailbox,
         lister: Lister,
+        restraint: Restraint,
         credentials: Callable[[], client.Configuration],
         stop: threading.Event,
         clock: Callable[[], float],
@@ -49,6 +56,7 @@ class Watches:
         self._namespace = namespace
         self._mailbox = mailbox
         self._lister = lister
+        self._restraint = restraint
         self._credentials = credentials
         self._stop = stop
         self._clock = clock
@@ -114,12 +122,10 @@ class Watches:
         if event["type"] is None:
             # kopf lists anew: what was deleted meanwhile it does not tell.
             self._lister.request_round()
-        if kind in SCOPED and Scope(kind, obj["metadata"]["namespace"]) not in self._lister.scopes:
-            return
         try:
-            self._mailbox.put(read(kind, obj, deleted=event["type"] == "DELETED"))
+            self._mailbox.put(parse(kind, obj, deleted=event["type"] == "DELETED"))
         except Invalid as error:
-            _log.warning("An event of kind %s is ignored: %s", kind, error)
+            self._restraint.log(logging.WARNING, "event", f"An event of kind {kind} is ignored: {error}")
 
     async def _login(self, **_: Any) -> kopf.ConnectionInfo:
         configuration = self._credentials()
@@ -140,10 +146,16 @@ def _settings(kinds: Collection[Kind]) -> kopf.OperatorSettings:
     settings.scanning.disabled = True  # else it lists and watches CRDs and namespaces
     settings.posting.enabled = False
     settings.watching.server_timeout = 300
-    settings.watching.chunk_size = 500
+    settings.watching.inactivity_timeout = SILENCE_SECONDS
+    settings.watching.chunk_size = PAGE
+    settings.queueing.idle_timeout = 0.01  # a worker keeps its object in memory until it ends
+    settings.persistence.diffbase_storage = NoDifferences()
+    settings.persistence.progress_storage = NoProgress()
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 5
-    settings.networking.error_backoffs = RETRY_SECONDS  # the default grows to minutes after an outage
+    settings.networking.error_backoffs = _Jittered(
+        RETRY_SECONDS
+    )  # the default grows to minutes after an outage
     settings.process.ultimate_exiting_timeout = None  # it would kill this whole process
     for kind in kinds:
         source = SOURCES[kind]
@@ -152,6 +164,19 @@ def _settings(kinds: Collection[Kind]) -> kopf.OperatorSettings:
         if source.label_selector:
             settings.watching.label_selectors[source.resource] = source.label_selector
     return settings
+
+
+class _Jittered(Sized, Iterable[float]):
+    """Other random waits for each request that has to be repeated; kopf itself knows fixed ones only."""
+
+    def __init__(self, bounds_seconds: Collection[float]) -> None:
+        self._bounds_seconds = bounds_seconds
+
+    def __len__(self) -> int:
+        return len(self._bounds_seconds)
+
+    def __iter__(self) -> Iterator[float]:
+        return (_random.uniform(0.0, bound) for bound in self._bounds_seconds)
 
 
 def _describe(error: BaseException) -> str:

@@ -11,9 +11,13 @@ from collections.abc import Iterable
 
 from lbless_api.clusterip import PodWorkload, ServiceWorkload
 from lbless_operator.eligibility import Readiness
-from lbless_operator.facts import Kind, PodFact, SliceFact
+from lbless_operator.facts import Kind, PodFact, Scope, SliceFact
+from lbless_operator.interest import Asked, Interest, Workload
 
-Workload = PodWorkload | ServiceWorkload
+FOLLOWED = frozenset({Kind.POD, Kind.SLICE})
+"""The kinds of which only what ClusterIPs ask for matters."""
+MAX_NAMESPACES = 64
+"""In more namespaces than this one watch of the whole cluster costs less than one each."""
 
 
 class _Counts:
@@ -36,6 +40,11 @@ class _Counts:
             del self.ready[pod.node]
         return pod.node
 
+    def clear(self) -> None:
+        """Count no pod any more."""
+        self.matching = 0
+        self.ready.clear()
+
 
 class Workloads:
     """The workloads of all ClusterIPs, by their keys ``namespace/name``."""
@@ -44,23 +53,57 @@ class Workloads:
         self._pods: dict[str, dict[str, PodFact]] = {}
         self._slices: dict[str, dict[str, SliceFact]] = {}
         self._counts: dict[str, dict[str, _Counts]] = {}
-        self._services: dict[tuple[str, str], set[str]] = {}
-        self._of: dict[str, tuple[str, Workload]] = {}
+        self._of: dict[str, Asked] = {}
+        self._asking: dict[Asked, set[str]] = {}
+        self._clusterwide: set[Kind] = set()
+        self._scopes: frozenset[Scope] | None = None
 
     def follow(self, key: str, namespace: str, workload: Workload | None) -> None:
         """Count for a ClusterIP from now on; None: no longer."""
         if self._of.get(key) == (namespace, workload):
             return
         self._forget(key)
+        if workload is None:
+            return
         if isinstance(workload, PodWorkload):
             counts = _Counts(workload)
             for pod in self._pods.get(namespace, {}).values():
                 counts.add(pod, 1)
             self._counts.setdefault(namespace, {})[key] = counts
-            self._of[key] = (namespace, workload)
-        elif isinstance(workload, ServiceWorkload):
-            self._services.setdefault((namespace, workload.name), set()).add(key)
-            self._of[key] = (namespace, workload)
+        asked = self._of[key] = (namespace, workload)
+        if asked not in self._asking:
+            self._asking[asked] = set()
+            self._scopes = None
+        self._asking[asked].add(key)
+
+    def asked_by(self, key: str) -> Asked | None:
+        """What a ClusterIP asks for, None if nothing."""
+        return self._of.get(key)
+
+    def asking(self, asked: Iterable[Asked]) -> set[str]:
+        """The ClusterIPs that ask for one of these."""
+        return set().union(*(self._asking.get(one, ()) for one in asked))
+
+    def scopes(self) -> frozenset[Scope]:
+        """The collections to follow for all of them."""
+        if self._scopes is None:
+            pods = {asked for asked in self._asking if isinstance(asked[1], PodWorkload)}
+            found = [self._divide(Kind.POD, pods), self._divide(Kind.SLICE, self._asking.keys() - pods)]
+            self._scopes = frozenset().union(*found)
+        return self._scopes
+
+    def _divide(self, kind: Kind, asked: Iterable[Asked]) -> frozenset[Scope]:
+        whole = Interest(asked)
+        # Not back and forth with every ClusterIP: each turn lists everything anew.
+        bound = MAX_NAMESPACES // 2 if kind in self._clusterwide else MAX_NAMESPACES
+        if len(whole.namespaces) > bound:
+            self._clusterwide.add(kind)
+            return frozenset({Scope(kind, "", whole)})
+        self._clusterwide.discard(kind)
+        by_namespace: dict[str, list[Asked]] = {}
+        for one in whole.asked:
+            by_namespace.setdefault(one[0], []).append(one)
+        return frozenset(Scope(kind, namespace, Interest(ones)) for namespace, ones in by_namespace.items())
 
     def pod(self, namespace: str, name: str, fact: PodFact | None) -> set[str]:
         """A pod is now so, or None: gone. Return the ClusterIPs for which that matters."""
@@ -87,15 +130,18 @@ class Workloads:
         affected: set[str] = set()
         for one in (old, fact):
             if one and old != fact:
-                affected |= self._services.get((namespace, one.service), set())
+                affected |= self._asking.get((namespace, ServiceWorkload(one.service)), set())
         return affected
 
     def drop_namespace(self, kind: Kind, namespace: str) -> None:
-        """Forget a namespace's pods or slices: no ClusterIP asks for them any more."""
-        if kind is Kind.POD:
-            self._pods.pop(namespace, None)
-        else:
-            self._slices.pop(namespace, None)
+        """Forget pods or slices of a namespace, or (empty) of all: they are no longer followed."""
+        kept: dict[str, dict[str, PodFact]] | dict[str, dict[str, SliceFact]]
+        kept = self._pods if kind is Kind.POD else self._slices
+        for one in [namespace] if namespace else list(kept):
+            kept.pop(one, None)
+            if kind is Kind.POD:
+                for counts in self._counts.get(one, {}).values():
+                    counts.clear()
 
     def readiness(self, key: str) -> Readiness:
         """What is ready for a ClusterIP."""
@@ -116,8 +162,12 @@ class Workloads:
         namespace, workload = followed
         if isinstance(workload, PodWorkload):
             self._counts[namespace].pop(key, None)
-        else:
-            self._services[namespace, workload.name].discard(key)
+            if not self._counts[namespace]:
+                del self._counts[namespace]
+        self._asking[followed].discard(key)
+        if not self._asking[followed]:
+            del self._asking[followed]
+            self._scopes = None
 
 
 def _count_endpoints(slices: Iterable[SliceFact]) -> dict[str, int]:

@@ -80,9 +80,14 @@ class Api:
         if connection is not None:
             try:
                 return _ask(connection, method, path, content, headers)
-            except (http.client.RemoteDisconnected, ConnectionError):
+            except (http.client.RemoteDisconnected, ConnectionError, ssl.SSLEOFError):
                 # The server closed it while it was idle, or was restarted; asked again on a new one.
                 connection.close()
+            except BaseException:
+                # What is in the middle of a request takes no other one.
+                connection.close()
+                self._local.connection = None
+                raise
         connection = http.client.HTTPSConnection(
             self._host, self._port, timeout=TIMEOUT_SECONDS, context=self._tls
         )

@@ -1,11 +1,13 @@
 """What is posted is within the limits: a burst of different Events, and none of them twice."""
 
+import logging
 import threading
 from typing import cast
 
 from lbless_edge.kube import Api, Object
 from lbless_operator.events import Events
 from lbless_operator.notices import BURST, Notice, NoticeReason, Subject
+from lbless_operator.restraint import Restraint
 
 
 class Poster:
@@ -21,7 +23,7 @@ class Poster:
 
 def test_a_burst_is_cut_and_a_repetition_is_not_posted() -> None:
     poster = Poster()
-    events = Events(cast(Api, poster), "replica-1", threading.Event())
+    events = Events(cast(Api, poster), "replica-1", Restraint(logging.getLogger("test")), threading.Event())
     one = Subject("lbless.dev/v1alpha1", "ClusterIP", "default", "web", "uid-1")
     other = Subject("lbless.dev/v1alpha1", "ClusterIP", "default", "api", "uid-2")
     for number in range(BURST + 5):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lbless_api.fields import Invalid
 from lbless_operator.facts import (
@@ -122,3 +124,28 @@ def test_a_status_that_somebody_garbled_counts_as_empty_with_its_epoch(assignmen
 def test_an_object_without_a_version_that_grows_is_invalid(version):
     with pytest.raises(Invalid):
         parse(Kind.NODE, {"metadata": {"name": "n1", "resourceVersion": version}})
+
+
+json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=12,
+)
+FIELDS = (
+    "ip", "mac", "hashMode", "hashFunction", "hashSeed", "buckets", "sourcePrefixLength", "interfaces", "ports",
+    "sourceMAC", "nodeSelector", "workload", "weighting", "drainTimeoutSeconds",
+)  # fmt: skip
+STATUS_FIELDS = ("observedGeneration", "mac", "nodes", "epoch", "assignments", "moves", "conditions")
+
+
+@given(
+    spec=json | st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, json)),
+    status=json | st.fixed_dictionaries({}, optional=dict.fromkeys(STATUS_FIELDS, json)),
+)
+def test_whatever_is_in_a_spec_or_status_is_at_most_a_fault_of_this_one_object(spec, status):
+    metadata = objects.metadata("web", 5, "shop", creationTimestamp="2026-01-01T00:00:00Z", generation=1)
+    fact = fact_of(
+        parse(Kind.CLUSTERIP, {"metadata": metadata, "spec": spec, "status": status}), ClusterIPFact
+    )
+    assert (fact.spec is None) == (fact.fault is not None)
+    assert fact.fault is None or len(str(fact.fault)) < 500

@@ -12,11 +12,15 @@ from contextlib import contextmanager
 import pytest
 from kubernetes import client
 
+from lbless_api.clusterip import PodWorkload
+from lbless_api.selectors import LabelSelector
 from lbless_edge.kube import CLUSTERIPS, NODES, Api
 from lbless_operator import lister as module
+from lbless_operator import mailbox as module_mailbox
 from lbless_operator.facts import Kind, Scope, Seen
+from lbless_operator.interest import Interest
 from lbless_operator.lister import Lister
-from lbless_operator.mailbox import KeyQueue, Mailbox, News, RoundDone
+from lbless_operator.mailbox import Mailbox, News, RoundDone
 from lbless_operator.state import Listing
 from unit import operatorobjects as objects
 from unit.fakeapi import FakeApi
@@ -168,18 +172,90 @@ def test_the_mailbox_keeps_the_newest_of_each_object():
     assert mailbox.take(0) == []
 
 
-def test_the_queue_gives_each_key_once_in_the_order_of_its_time():
-    queue = KeyQueue()
-    queue.add("b", 2)
-    queue.add("a", 1)
-    queue.add("a", 9)
-    assert [queue.take(0), queue.take(1), queue.take(1), queue.take(5), queue.take(99)] == [
-        None,
-        "a",
-        None,
-        "b",
-        None,
-    ]
-    queue.add("a", 1)
-    queue.postpone("a", 7)
-    assert (queue.take(6), queue.next_due(), len(queue)) == (None, 7, 1)
+def pods_of(app: str) -> Scope:
+    asked = ("shop", PodWorkload(LabelSelector.parse({"matchLabels": {"app": app}}, "selector")))
+    return Scope(Kind.POD, "shop", Interest([asked]))
+
+
+def test_of_pods_only_those_are_kept_that_somebody_asks_for(fake: FakeApi):
+    for name, app in (("p", "web"), ("q", "db")):
+        fake.put(name, metadata={"namespace": "shop", "labels": {"app": app}}, spec={"nodeName": "n1"})
+    with listing(fake, pods_of("web")) as (_, got):
+        wait_for(lambda: rounds(got), "a round")
+    (one,) = [news for news in got if isinstance(news, Listing)]
+    assert [seen.name for seen in one.objects] == ["p"]
+
+
+def test_a_new_selector_has_its_namespace_listed_again(fake: FakeApi):
+    with listing(fake, pods_of("web")) as (lister, got):
+        wait_for(lambda: rounds(got), "a round")
+        lister.follow(frozenset({pods_of("db")}))
+        wait_for(lambda: len([n for n in got if isinstance(n, Listing)]) == 2, "the second LIST")
+        assert rounds(got) == 1
+
+
+def test_what_is_not_watched_yet_is_listed_when_its_watch_has_begun(fake: FakeApi):
+    with listing(fake, NODE_SCOPE) as (lister, got):
+        wait_for(lambda: rounds(got), "a round")
+        lister.follow(frozenset({NODE_SCOPE, pods_of("web")}), {(Kind.POD, "shop")})
+        lister.follow(frozenset({NODE_SCOPE, pods_of("web"), Scope(Kind.AGENT)}))
+        wait_for(lambda: fake.count(watch=False) == 2, "the agents")
+        lister.list_again(Kind.POD, "shop")
+        wait_for(lambda: fake.count(watch=False) == 3, "the pods")
+    assert [path for path, _ in fake.requests][2] == "/api/v1/namespaces/shop/pods"
+
+
+def test_what_followers_follow_is_listed_in_some_rounds_only_unless_a_round_is_asked_for(
+    fake: FakeApi, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "ROUND_SECONDS", 0.02)
+    monkeypatch.setattr(module, "FOLLOWED_ROUNDS", 3)
+    with listing(fake, NODE_SCOPE, pods_of("web")) as (lister, got):
+        wait_for(lambda: rounds(got) >= 7, "seven rounds")
+        kinds = [news.scope.kind for news in got if isinstance(news, Listing)]
+        assert kinds[:10] == [
+            *(Kind.NODE, Kind.POD, Kind.NODE, Kind.NODE),
+            *(Kind.NODE, Kind.POD, Kind.NODE, Kind.NODE),
+            *(Kind.NODE, Kind.POD),
+        ]
+        monkeypatch.setattr(module, "ROUND_SECONDS", 60.0)
+        monkeypatch.setattr(module, "REQUESTED_ROUND_SECONDS", 0.1)
+        for _ in range(2):
+            began = time.monotonic()
+            pods = kinds.count(Kind.POD)
+            lister.request_round()
+            lister.await_round(began)
+            kinds = [news.scope.kind for news in got if isinstance(news, Listing)]
+            assert kinds.count(Kind.POD) > pods
+
+
+def test_the_mailbox_keeps_the_newest_listing_of_each_collection_and_the_round_after_it():
+    mailbox = Mailbox()
+    for version in (1, 2):
+        for scope in (NODE_SCOPE, pods_of("web")):
+            mailbox.put(Listing(scope, 0.0, version, ()))
+        mailbox.put(RoundDone(float(version)))
+    taken = mailbox.take(0)
+    assert [news.version for news in taken if isinstance(news, Listing)] == [2, 2]
+    assert taken[-1] == RoundDone(2.0)
+
+
+def test_reports_wait_a_moment_for_each_other_and_a_pods_change_waits_for_none(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(module_mailbox, "GATHER_SECONDS", 2.0)
+    mailbox = Mailbox()
+    mailbox.put(objects.agent("n1", 1))
+
+    def arrive() -> None:
+        mailbox.put(objects.agent("n2", 2))
+        mailbox.put(objects.agent("n3", 3))
+
+    timer = threading.Timer(0.1, arrive)
+    timer.start()
+    assert {news.name for news in mailbox.take(10) if isinstance(news, Seen)} == {"n1", "n2", "n3"}
+    mailbox.put(objects.agent("n1", 4))
+    mailbox.put(objects.pod("p", "n1", 5))
+    began = time.monotonic()
+    assert len(mailbox.take(10)) == 2
+    assert time.monotonic() - began < module_mailbox.GATHER_SECONDS

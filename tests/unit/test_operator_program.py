@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from lbless_operator import liveness
 from lbless_operator.events import Events
 from lbless_operator.metrics import HELP
 from lbless_operator.notices import Notice, NoticeReason, Subject
+from lbless_operator.restraint import Restraint
 
 
 def free_port() -> int:
@@ -87,7 +89,7 @@ class Poster:
 @pytest.fixture
 def posting():
     poster, stop = Poster(), threading.Event()
-    events = Events(poster, "host_1", stop)  # type: ignore[arg-type] # the one method that it calls
+    events = Events(poster, "host_1", Restraint(logging.getLogger("test")), stop)  # type: ignore[arg-type] # the one method that it calls
     thread = threading.Thread(target=events.run)
     thread.start()
     yield poster, events

@@ -12,12 +12,14 @@ import pytest
 from lbless_api.digest import applied_digest
 from lbless_edge.kube import ApiError
 from lbless_operator import reconciler as module
-from lbless_operator.facts import Scope, Seen
+from lbless_operator.facts import Kind, Scope, Seen
 from lbless_operator.leader import NotLeading
 from lbless_operator.mailbox import Mailbox, RoundDone
 from lbless_operator.notices import Notice, NoticeReason
 from lbless_operator.reconciler import BLIND_SECONDS, DEFECT_SECONDS, Reconciler
+from lbless_operator.restraint import BURST, Restraint
 from lbless_operator.state import Listing, State
+from lbless_operator.writers import COUNT, Write, Writers
 from unit import operatorobjects as objects
 
 
@@ -30,6 +32,7 @@ class Server:
     written: list[dict[str, Any]] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+    specs: dict[str, dict[str, Any]] = field(default_factory=dict)
     server: str = "https://192.0.2.250"
 
     def apply(self, path: str, body: dict[str, Any], *, field_manager: str) -> dict[str, Any]:
@@ -52,7 +55,32 @@ class Server:
         }
         self.names.append(name)
         spec = {"ip": "192.0.2.11" if name == "other" else "192.0.2.10", "buckets": 16}
-        return {"metadata": metadata, "spec": spec, "status": body["status"]}
+        return {"metadata": metadata, "spec": {**spec, **self.specs.get(name, {})}, "status": body["status"]}
+
+
+class Inline(Writers):
+    """Writes at once, in the loop's thread; its answers come as the others' do."""
+
+    def __init__(self, api: Server, leader: Others, mailbox: Mailbox) -> None:
+        super().__init__(api, leader, mailbox)  # type: ignore[arg-type] # what they call of them is there
+        self.box = mailbox
+        self.held: list[Write] | None = None
+        """None, or the writes that are under way until a test lets them go on."""
+
+    def submit(self, write: Write) -> None:
+        if self.held is None:
+            self.box.put(self.perform(write))
+        else:
+            self.held.append(write)
+
+    def release(self) -> None:
+        assert self.held is not None
+        for write in self.held:
+            self.box.put(self.perform(write))
+        self.held = None
+
+
+NONE: frozenset[tuple[Kind, str]] = frozenset()
 
 
 @dataclass
@@ -74,8 +102,10 @@ class Others:
     def request_round(self) -> None:
         self.rounds += 1
 
-    def follow(self, scopes: frozenset[Scope]) -> None:
+    def follow(self, scopes: frozenset[Scope], unwatched: frozenset[tuple[Kind, str]] = NONE) -> Any:
+        """The followers' and the lister's."""
         self.scopes = scopes
+        return unwatched
 
     def post(self, notice: Notice) -> None:
         self.notices.append(notice)
@@ -91,22 +121,36 @@ class Loop:
         self.mailbox = Mailbox()
         self.mailbox.close()  # nobody waits
         self.state = State("https://192.0.2.250", "lbless-system", self.now)
+        self.writers = Inline(self.server, self.others, self.mailbox)
         self.reconciler = Reconciler(
-            self.server,  # type: ignore[arg-type] # the one method that the loop calls
             self.state,
             self.mailbox,
+            self.others,  # type: ignore[arg-type] # what the loop calls of them is there
             self.others,  # type: ignore[arg-type]
             self.others,  # type: ignore[arg-type]
+            self.writers,
             self.others,  # type: ignore[arg-type]
+            Restraint(logging.getLogger("lbless.operator"), lambda: self.now),
             threading.Event(),
             lambda: self.now,
         )
 
     def list_everything(self, *found: Seen) -> None:
-        for scope in self.state.scopes():
+        for scope in self.state.base_scopes:
             of_it = tuple(s for s in found if s.kind is scope.kind)
             self.mailbox.put(Listing(scope, self.now, 900, of_it))
         self.mailbox.put(RoundDone(self.now))
+
+    def clusterip(self, name: str, version: int, **spec: Any) -> Seen:
+        """A ClusterIP of which the server knows the spec as well."""
+        self.server.specs[name] = spec
+        return objects.clusterip(name, version, spec=spec)
+
+    def many(self, count: int, **spec: Any) -> list[Seen]:
+        addresses = (
+            f"192.0.2.{n + 12}" if n < 80 else f"10.1.{n // 200}.{n % 200 + 1}" for n in range(count)
+        )
+        return [self.clusterip(f"web-{n}", n + 10, **{"ip": ip, **spec}) for n, ip in enumerate(addresses)]
 
     def tell(self, *news: Seen) -> None:
         for one in news:
@@ -239,7 +283,7 @@ def test_an_api_server_that_takes_no_writes_is_asked_again_with_patience_and_sai
     assert loop.epochs == [1]
     said = [record.getMessage() for record in caplog.records]
     assert said.count("The status of ClusterIP shop/web cannot be written: https://192.0.2.250 is busy.") == 1
-    assert "https://192.0.2.250 takes writes again." in said
+    assert "The API server takes writes again." in said
 
 
 def test_a_deleted_object_is_not_written_again(loop: Loop):
@@ -320,3 +364,80 @@ def test_a_lease_that_ran_out_asks_for_a_round_before_silence_is_believed(assign
     assert assigned.others.rounds > before
     degraded = [c for c in assigned.server.written[-1]["conditions"] if c["type"] == "Degraded"]
     assert degraded[0]["status"] == "False"
+
+
+def test_no_more_writes_are_under_way_than_there_are_writers_and_none_of_one_object_twice(loop: Loop):
+    held: list[Write] = []
+    loop.writers.held = held
+    loop.list_everything(*CLUSTER[:3], *loop.many(10))
+    loop.steps(50)
+    assert len(held) == COUNT
+    names = {write.fact.identity.name for write in held}
+    assert len(names) == COUNT
+    # Everybody is concerned by a new node; those whose write is under way are looked at after it.
+    loop.tell(objects.node("b", 1001), objects.agent("b", 1002), fresh_lease("b", 1003))
+    loop.steps(50)
+    assert len(held) == COUNT
+    loop.writers.release()
+    loop.steps(50)
+    latest = dict(zip(loop.server.names, loop.server.written, strict=True))
+    assert len(latest) == 10
+    assert {name for name in names if latest[name]["epoch"] == 2} == names
+    assert all([a["node"] for a in status["assignments"]] == ["a", "b"] for status in latest.values())
+
+
+def test_a_pods_change_waits_for_no_hundred_clusterips_that_a_node_concerns(loop: Loop):
+    pods = {"podSelector": {"matchLabels": {"app": "web"}}}
+    other = loop.clusterip("other", 2, ip="192.0.2.11", workload=pods)
+    loop.list_everything(*CLUSTER[:3], other, *loop.many(100))
+    loop.steps(150)
+    (scope,) = loop.others.scopes - loop.state.base_scopes
+    loop.mailbox.put(Listing(scope, loop.now, 950, (objects.pod("p", "a", 5),)))
+    loop.steps(20)
+    loop.server.names.clear()
+    loop.tell(objects.node("b", 9001), objects.agent("b", 9002), fresh_lease("b", 9003))
+    loop.steps(5)
+    loop.tell(objects.pod("q", "b", 9004))
+    loop.steps(3)
+    assert "other" in loop.server.names
+    loop.steps(200)
+    assert len(set(loop.server.names)) == 101
+
+
+def test_a_thousand_malformed_ones_are_each_refused_in_their_status_and_a_good_one_is_as_quick(
+    loop: Loop, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
+    malformed = loop.many(1000, hashFunction="None")
+    loop.list_everything(*CLUSTER, *malformed)
+    loop.steps(1)
+    for version, name in enumerate(("early", "late"), 5001):
+        loop.tell(loop.clusterip(name, version, ip=f"192.0.2.{version - 4908}"))
+    loop.steps(3)
+    assert {"early", "late"} <= set(loop.server.names)
+    loop.steps(2200)
+    refused = [s for s in loop.server.written if s["conditions"][0]["reason"] == "Invalid"]
+    assert len(refused) == 1000
+    message = refused[0]["conditions"][0]["message"]
+    assert message == "spec.hashFunction 'None' is unknown: use JHash or LegacyClusterIP."
+    # Each is written once, and what comes back of it concerns nobody else.
+    assert len(loop.server.written) == 1003
+    assert loop.reconciler.reconciles < 3 * 1003
+
+
+def test_statuses_that_the_server_refuses_one_and_all_are_no_flood_in_the_log(
+    loop: Loop, caplog: pytest.LogCaptureFixture
+):
+    loop.server.errors = [ApiError(422, f"status {n} is too long") for n in range(500)]
+    loop.list_everything(*CLUSTER[:3], *loop.many(500))
+    loop.steps(600)
+    assert len(caplog.records) <= 2 * BURST
+
+
+def test_a_thousand_with_one_address_do_not_concern_each_other_with_every_write(loop: Loop):
+    loop.list_everything(*CLUSTER[:3], *loop.many(300, ip="192.0.2.10"))
+    loop.steps(1000)
+    assert len(loop.server.written) == 300
+    conflicts = [s for s in loop.server.written if s["conditions"][0]["reason"] == "Conflict"]
+    assert len(conflicts) == 299
+    assert loop.reconciler.reconciles < 1000

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,9 +13,11 @@ from lbless_api.digest import applied_digest
 from lbless_operator.facts import Kind, PodFact, Scope, Seen, parse
 from lbless_operator.shelf import Shelf
 from lbless_operator.state import Clock, Listing, State
+from lbless_operator.workloads import MAX_NAMESPACES
 from unit import operatorobjects as objects
 
 NOW = Clock(now=5000.0, wall=1_767_225_600.0)  # 2026-01-01T00:00:00Z
+WEB_PODS = {"workload": {"podSelector": {"matchLabels": {"app": "web"}}}}
 LEASES = Scope(Kind.LEASE, "lbless-system")
 
 
@@ -117,6 +122,7 @@ def state_with(*news: Seen) -> State:
     state = State("https://192.0.2.250:6443", "lbless-system", NOW.now)
     for one in news:
         state.learn(one, NOW)
+        state.follow(NOW.now)
     state.tick(NOW.now)
     return state
 
@@ -128,23 +134,113 @@ def listing(kind: Kind, version: int, *found: Seen, namespace: str = "") -> List
 def test_nothing_may_be_decided_before_every_collection_was_listed():
     state = state_with()
     for scope in sorted(state.base_scopes, key=str):
-        assert not state.is_complete(state.scopes())
+        assert not state.is_complete()
         state.learn_listing(Listing(scope, NOW.now, 1, ()), NOW)
-    assert state.is_complete(state.scopes())
-    # A ClusterIP that asks for pods: these must be known first, and of no other namespace.
-    state.learn(objects.clusterip(version=2, spec={"workload": {"podSelector": {}}}), NOW)
-    assert state.scopes() == state.base_scopes | {Scope(Kind.POD, "shop")}
-    assert not state.is_complete(state.scopes())
-    state.learn_listing(listing(Kind.POD, 3, namespace="shop"), NOW)
-    assert state.is_complete(state.scopes())
+    assert state.is_complete()
+
+
+def following(state: State) -> Scope:
+    """Follow what the ClusterIPs ask for now; return the one collection that this is, beside those of all."""
+    state.follow(NOW.now)
+    (scope,) = state.scopes() - state.base_scopes
+    return scope
+
+
+def test_a_clusterip_that_asks_for_pods_waits_for_them_and_the_others_do_not():
+    state = state_with(
+        objects.clusterip(spec=WEB_PODS), objects.clusterip("other", spec={"ip": "192.0.2.11"})
+    )
+    scope = following(state)
+    assert (scope.kind, scope.namespace) == (Kind.POD, "shop")
+    assert (state.awaits("shop/web"), state.awaits("shop/other")) == (True, False)
+    assert state.learn_listing(Listing(scope, NOW.now, 3, ()), NOW) == {"shop/web"}
+    assert not state.awaits("shop/web")
+
+
+def test_a_new_selector_waits_for_a_list_that_began_after_it_was_followed():
+    state = state_with(objects.clusterip(spec=WEB_PODS))
+    before = following(state)
+    state.learn_listing(Listing(before, NOW.now, 3, ()), NOW)
+    other = {"ip": "192.0.2.11", "workload": {"podSelector": {"matchLabels": {"app": "db"}}}}
+    state.learn(objects.clusterip("other", 4, spec=other), NOW)
+    assert not state.is_following
+    state.follow(NOW.now + 1)
+    (scope,) = state.scopes() - state.base_scopes
+    db = objects.pod("p", "n1", 2, labels={"app": "db"})
+    assert (before.admits(db), scope.admits(db)) == (False, True)
+    state.learn_listing(Listing(scope, NOW.now, 5, ()), NOW)
+    assert state.awaits("shop/other")
+    assert not state.awaits("shop/web")
+    # The pod is older than the LIST before, which did not ask for it.
+    assert state.learn_listing(Listing(scope, NOW.now + 1, 6, (db,)), NOW) == {"shop/other"}
+    assert ready(state, "shop/other") == {"n1": 1}
+
+
+def test_what_was_none_of_ours_when_it_was_told_is_found_when_it_is_asked_for():
+    state = state_with(objects.clusterip(spec=WEB_PODS))
+    following(state)
+    db = objects.pod("p", "n1", 5, labels={"app": "db"})
+    state.learn(objects.gone(db, 5), NOW)
+    other = {"ip": "192.0.2.11", "workload": {"podSelector": {"matchLabels": {"app": "db"}}}}
+    state.learn(objects.clusterip("other", 6, spec=other), NOW)
+    state.learn_listing(Listing(following(state), NOW.now, 7, (db,)), NOW)
+    assert ready(state, "shop/other") == {"n1": 1}
+
+
+def ready(state: State, key: str) -> Mapping[str, int]:
+    situation = state.situation(key, NOW.now, "")
+    assert situation is not None
+    return situation.readiness.ready
 
 
 def test_a_collection_nobody_asks_for_any_more_is_forgotten_and_listed_anew_later():
-    state = state_with(objects.clusterip(spec={"workload": {"podSelector": {}}}))
-    state.learn_listing(listing(Kind.POD, 3, objects.pod("p", "n1", 2), namespace="shop"), NOW)
+    state = state_with(objects.clusterip(spec=WEB_PODS))
+    state.learn_listing(Listing(following(state), NOW.now, 3, (objects.pod("p", "n1", 2),)), NOW)
+    assert ready(state, "shop/web") == {"n1": 1}
     state.learn(objects.clusterip(version=4, spec={}), NOW)
-    state.keep_only(state.scopes())
-    assert not state.is_complete(frozenset({Scope(Kind.POD, "shop")}))
+    state.follow(NOW.now + 1)
+    # What was on its way still.
+    state.learn(objects.pod("q", "n1", 6), NOW)
+    state.learn(objects.clusterip(version=5, spec=WEB_PODS), NOW)
+    state.follow(NOW.now + 2)
+    assert state.awaits("shop/web")
+    assert ready(state, "shop/web") == {}
+
+
+def test_beyond_a_number_of_namespaces_the_whole_cluster_is_followed_and_then_each_again():
+    state = state_with()
+
+    def ask(number: int, *, gone: bool = False) -> None:
+        name = f"team-{number}"
+        seen = objects.clusterip(name, 10 + number, spec={"ip": f"192.0.2.{number + 1}", **WEB_PODS})
+        seen = replace(
+            seen, namespace=name, fact=None if gone else seen.fact, version=10 + number + 1000 * gone
+        )
+        state.learn(seen, NOW)
+        state.follow(NOW.now)
+
+    def followed() -> list[str]:
+        return sorted(scope.namespace for scope in state.scopes() - state.base_scopes)
+
+    for number in range(MAX_NAMESPACES):
+        ask(number)
+    assert len(followed()) == MAX_NAMESPACES
+    ask(MAX_NAMESPACES)
+    assert followed() == [""]
+    (scope,) = state.scopes() - state.base_scopes
+    inside = replace(objects.pod("p", "n1", 5), namespace="team-3")
+    outside = replace(objects.pod("p", "n1", 5), namespace="elsewhere")
+    assert (scope.admits(inside), scope.admits(outside)) == (True, False)
+    assert state.awaits("team-3/team-3")
+    state.learn_listing(Listing(scope, NOW.now, 6, (inside,)), NOW)
+    assert ready(state, "team-3/team-3") == {"n1": 1}
+    for number in range(MAX_NAMESPACES // 2, MAX_NAMESPACES):
+        ask(number, gone=True)
+        assert followed() == [""]
+    ask(0, gone=True)
+    assert len(followed()) == MAX_NAMESPACES // 2
+    assert state.awaits("team-3/team-3")
+    assert ready(state, "team-3/team-3") == {}
 
 
 @pytest.mark.parametrize(
@@ -166,10 +262,9 @@ def test_a_collection_nobody_asks_for_any_more_is_forgotten_and_listed_anew_late
     ],
 )
 def test_news_concern_those_for_whom_they_matter(news, concerned):
-    pods = {"workload": {"podSelector": {"matchLabels": {"app": "web"}}}}
     service = {"ip": "192.0.2.11", "workload": {"serviceRef": {"name": "web"}}}
     state = state_with(
-        objects.clusterip(spec=pods),
+        objects.clusterip(spec=WEB_PODS),
         objects.clusterip("other", spec=service),
         objects.node("n1"),
         objects.agent("n1"),
