@@ -19,10 +19,13 @@ class Backoff:
         self._failures = 0
 
     def failed(self, at_least_seconds: float = 0.0) -> float:
-        """Count a failure and return the seconds to wait; `at_least_seconds` is the server's own wish."""
+        """Count a failure and return the seconds to wait; `at_least_seconds` is the server's own wish.
+
+        The random time comes on top of it: a crowd that was told the same must not come back at the same moment.
+        """
         bound = min(self._cap_seconds, self._base_seconds * 2.0 ** min(self._failures, 30))
         self._failures += 1
-        return max(at_least_seconds, _random.uniform(0.0, bound))
+        return at_least_seconds + _random.uniform(0.0, bound)
 
     def succeeded(self) -> None:
         """Begin anew."""

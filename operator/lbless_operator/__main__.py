@@ -118,6 +118,8 @@ class Operator:
             "lbless_operator_waiting": self.reconciler.waiting,
             "lbless_operator_reconciles": self.reconciler.reconciles,
             "lbless_operator_writes": self.reconciler.writes,
+            "lbless_operator_awaited_lists": len(self._lister.awaited),
+            "lbless_operator_view_age_seconds": self._lister.view_age_seconds,
             "lbless_operator_beat_age_seconds": clock() - self.reconciler.beat,
         }
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator, Sized
+from random import SystemRandom
 from typing import Any
 
 import kopf
@@ -25,11 +26,13 @@ from lbless_operator.sources import SOURCES, read
 
 SCOPED = frozenset({Kind.POD, Kind.SLICE})
 """Kinds of which only some namespaces matter."""
-RETRY_SECONDS = (0.5, 1, 2, 2, 2)
+RETRY_SECONDS = (1, 2, 4, 4, 4)
+"""The longest waits before a request is repeated; each wait is a random part of it."""
 WELL_SECONDS = 60.0
 """kopf that ran so long was well: what ends it then is another failure than the last."""
 
 _log = logging.getLogger("lbless.operator")
+_random = SystemRandom()
 
 
 class Watches:
@@ -143,7 +146,9 @@ def _settings(kinds: Collection[Kind]) -> kopf.OperatorSettings:
     settings.watching.chunk_size = 500
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 5
-    settings.networking.error_backoffs = RETRY_SECONDS  # the default grows to minutes after an outage
+    settings.networking.error_backoffs = _Jittered(
+        RETRY_SECONDS
+    )  # the default grows to minutes after an outage
     settings.process.ultimate_exiting_timeout = None  # it would kill this whole process
     for kind in kinds:
         source = SOURCES[kind]
@@ -152,6 +157,19 @@ def _settings(kinds: Collection[Kind]) -> kopf.OperatorSettings:
         if source.label_selector:
             settings.watching.label_selectors[source.resource] = source.label_selector
     return settings
+
+
+class _Jittered(Sized, Iterable[float]):
+    """Other random waits for each request that has to be repeated; kopf itself knows fixed ones only."""
+
+    def __init__(self, bounds_seconds: Collection[float]) -> None:
+        self._bounds_seconds = bounds_seconds
+
+    def __len__(self) -> int:
+        return len(self._bounds_seconds)
+
+    def __iter__(self) -> Iterator[float]:
+        return (_random.uniform(0.0, bound) for bound in self._bounds_seconds)
 
 
 def _describe(error: BaseException) -> str:

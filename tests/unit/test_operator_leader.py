@@ -177,7 +177,7 @@ def test_a_leader_that_finds_another_ones_name_ends_with_a_sentence(monkeypatch:
     assert one.acquire()
     one.release()
     assert other.acquire()
-    monkeypatch.setattr(one, "_pause", lambda: None)
+    monkeypatch.setattr(one, "_pause", lambda _seconds: False)
     with pytest.raises(
         Fatal, match=r"The Lease lbless-system/lbless-operator was lost to b: this replica ends\."
     ):
