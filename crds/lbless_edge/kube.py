@@ -349,6 +349,10 @@ def _cause(error: BaseException) -> str:
         return _last_line(error.reason)
     if isinstance(error, urllib3.exceptions.ReadTimeoutError):
         return "nothing was heard for too long"
+    if isinstance(
+        error.__context__, urllib3.exceptions.InvalidChunkLength | urllib3.exceptions.IncompleteRead
+    ):
+        return "the connection was closed in the middle of it"
     cause: BaseException = error
     while cause.__cause__ is not None or cause.__context__ is not None:
         cause = cause.__cause__ or cause.__context__ or cause

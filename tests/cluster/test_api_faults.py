@@ -1,0 +1,434 @@
+"""The API server misbehaves: operator and sync are right again by themselves, and shrink nothing meanwhile.
+
+Both run as programs, each through a fault proxy of its own. Agents are played by the tests, as the real ones
+are in the end-to-end tests.
+"""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.operatorworld import (
+    NAMESPACE,
+    RBAC,
+    Agents,
+    Operator,
+    World,
+    conditions,
+    end,
+    log_of,
+    shares,
+    until,
+)
+from cluster.syncing import ACCOUNT, SyncedNode, wait_for
+from lab.controlplane import ControlPlane
+from lab.faultproxy import FaultProxy
+
+pytestmark = [pytest.mark.root, pytest.mark.apiserver]
+
+RIGHT_SECONDS = 80.0
+"""Promised: so long after a watch went wrong, whatever happened meanwhile has taken effect."""
+_numbers = itertools.count(140)
+
+
+@dataclass
+class Scene:
+    """An operator and two syncs at work, each behind a proxy. ClusterIP `stays` is shared by nodes a and b; `goes`
+    and node b are what a test deletes while they do not see it."""
+
+    world: World
+    program: Operator
+    operator: subprocess.Popen[bytes]
+    before_operator: FaultProxy
+    syncs: dict[str, SyncedNode]
+    before_syncs: dict[str, FaultProxy]
+    a: str
+    b: str
+
+    @property
+    def proxies(self) -> list[FaultProxy]:
+        return [self.before_operator, *self.before_syncs.values()]
+
+    def restart_operator(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start another operator in the place of the present one, if that is not ended yet."""
+        if self.operator.poll() is None:
+            assert end(self.operator) == 0
+        self.operator = start(self.program, self.world.control_plane, self.before_operator, *arguments)
+        return self.operator
+
+    def delete(self) -> None:
+        """Delete node b and ClusterIP `goes`, as administrator."""
+        self.world.control_plane.delete_node(self.b)
+        self.world.agents.remove(self.b)
+        self.world.delete("goes")
+
+    def times_until_right(self, since: float) -> dict[str, float]:
+        """Seconds since `since` until each program has made right what was deleted."""
+        wanted: dict[str, Callable[[], bool]] = {
+            "operator": lambda: shares(self.world.get("stays")) == {self.a: 16}
+        }
+        for name, sync in self.syncs.items():
+            wanted[name] = lambda sync=sync: set(sync.desired) == {"stays"}  # type: ignore[misc]
+        took: dict[str, float] = {}
+
+        def all_right() -> bool:
+            took.update(
+                {n: time.monotonic() - since for n, right in wanted.items() if n not in took and right()}
+            )
+            return len(took) == len(wanted)
+
+        try:
+            until("all to be right", all_right, RIGHT_SECONDS + 40)
+        finally:
+            print(f"right again after: { ({n: round(s, 1) for n, s in took.items()}) } s")
+        return took
+
+
+def start(
+    program: Operator, control_plane: ControlPlane, proxy: FaultProxy, *arguments: str
+) -> subprocess.Popen[bytes]:
+    """Start an operator that knows the API server as `proxy`."""
+    kubeconfig = control_plane.kubeconfig_for_service_account(
+        NAMESPACE, "lbless-operator", server=proxy.outside_url
+    )
+    return program.start(*arguments, kubeconfig=kubeconfig)
+
+
+@contextmanager
+def living_dataplanes(syncs: list[SyncedNode]) -> Iterator[None]:
+    """Say each second, as dataplane does, that all that is desired is applied."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(1):
+            for sync in syncs:
+                with suppress(OSError):  # a file that was removed while all were read
+                    sync.observe()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def agents(control_plane: ControlPlane) -> Iterator[Agents]:
+    control_plane.apply(RBAC)
+    agents = Agents(control_plane)
+    yield agents
+    agents.close()
+
+
+@pytest.fixture
+def world(control_plane: ControlPlane, agents: Agents) -> Iterator[World]:
+    number = next(_numbers)
+    world = World(control_plane, agents, f"f{number}", number)
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def program(control_plane: ControlPlane, tmp_path: Path) -> Iterator[Operator]:
+    program = Operator(control_plane, tmp_path)
+    yield program
+    program.close()
+
+
+@pytest.fixture
+def scene(control_plane: ControlPlane, world: World, program: Operator, tmp_path: Path) -> Iterator[Scene]:
+    with ExitStack() as stack:
+
+        def proxy() -> FaultProxy:
+            return stack.enter_context(FaultProxy(control_plane, control_plane.host))
+
+        before_operator = proxy()
+        before_syncs = {name: proxy() for name in ("sync", "second sync")}
+        stack.callback(program.close)  # before its proxy
+        a, b = world.nodes("a", "b")
+        world.clusterip("stays")
+        world.clusterip("goes", ip=beside(world, 1))
+        operator = start(program, control_plane, before_operator)
+        syncs = {}
+        for number, (name, before) in enumerate(before_syncs.items()):
+            node = f"{world.namespace}-synced-{number}"
+            control_plane.make_node(node, f"10.80.250.{number + 1}")
+            stack.callback(control_plane.delete_node, node)
+            kubeconfig = control_plane.kubeconfig_for_service_account(
+                NAMESPACE, ACCOUNT, node, server=before.outside_url
+            )
+            directory = tmp_path / node
+            directory.mkdir()
+            syncs[name] = stack.enter_context(SyncedNode(control_plane, node, directory, kubeconfig))
+            syncs[name].observe({})
+            syncs[name].start()
+        stack.enter_context(living_dataplanes(list(syncs.values())))
+        world.wait_shares({a: 8, b: 8}, "stays")
+        for name in ("stays", "goes"):
+            world.wait_condition("Programmed", "True", "Programmed", name)
+        for name, sync in syncs.items():
+            wait_for(f"the files of {name}", lambda sync=sync: set(sync.desired) == {"stays", "goes"})
+            wait_for(f"the Lease and the report of {name}", lambda sync=sync: sync.lease and sync.ready)
+        yield Scene(world, program, operator, before_operator, syncs, before_syncs, a, b)
+        log = log_of(operator)
+        assert "defect" not in log, log
+        print(log)
+        for sync in syncs.values():
+            print(sync.log)
+
+
+def beside(world: World, number: int) -> str:
+    """Another address that no other test has."""
+    return f"10.80.{220 + number}.{world.ip.rpartition('.')[2]}"
+
+
+def without(rules: list[dict[str, Any]], plural: str) -> list[dict[str, Any]]:
+    """Access rules less those that allow to list a resource."""
+    lacking = []
+    for rule in rules:
+        kept = [r for r in rule["resources"] if r != plural or "list" not in rule["verbs"]]
+        if kept:
+            lacking.append({**rule, "resources": kept})
+    return lacking
+
+
+def assignment(world: World, name: str = "stays") -> tuple[int, Any]:
+    """The epoch and who has what."""
+    status = world.get(name)["status"]
+    return status["epoch"], status["assignments"]
+
+
+def await_line(process: subprocess.Popen[bytes], text: str, timeout_seconds: float = 20) -> str:
+    """Return the first line of a log that contains a text."""
+    return str(
+        until(
+            f"the operator to say {text!r}",
+            lambda: next((line for line in log_of(process).splitlines() if text in line), None),
+            timeout_seconds,
+        )
+    )
+
+
+def test_connections_that_went_silent_half_open_delay_what_was_deleted_by_80_s_at_most(scene: Scene) -> None:
+    epoch, _ = assignment(scene.world)
+    # A LIST, a write and the renewal of the Lease have each left connections, all of which are silent now.
+    scene.before_operator.stall()
+    scene.before_syncs["sync"].stall()
+    scene.before_syncs["second sync"].stall(new_too=True)
+    stalled = time.monotonic()
+    scene.delete()
+    time.sleep(15)
+    scene.before_syncs["second sync"].heal()
+    took = scene.times_until_right(stalled)
+    assert max(took.values()) < RIGHT_SECONDS
+    assert assignment(scene.world)[0] == epoch + 1
+    assert scene.operator.poll() is None
+
+
+def break_watches(proxy: FaultProxy, *, within_event: bool = False) -> None:
+    proxy.drop(verbs=["LIST", "WATCH"])
+    proxy.cut_watches(within_event=within_event)
+
+
+def expire_watches(proxy: FaultProxy) -> None:
+    proxy.answer(410, verbs=["WATCH"])
+    proxy.expire_watches()
+
+
+def refuse(proxy: FaultProxy, status: int) -> None:
+    proxy.answer(
+        status, verbs=["LIST", "WATCH", "GET", "PATCH"], retry_after_seconds=2 if status == 429 else 0
+    )
+    proxy.cut_watches()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(break_watches, id="cut mid-stream"),
+        pytest.param(lambda p: break_watches(p, within_event=True), id="cut within an event"),
+        pytest.param(expire_watches, id="410"),
+        pytest.param(lambda p: refuse(p, 500), id="500"),
+        pytest.param(lambda p: refuse(p, 429), id="429"),
+    ],
+)
+def test_what_was_deleted_while_watches_were_gone_takes_effect(
+    scene: Scene, fault: Callable[[FaultProxy], None]
+) -> None:
+    epoch, _ = assignment(scene.world)
+    for proxy in scene.proxies:
+        fault(proxy)
+    began = time.monotonic()
+    scene.delete()
+    time.sleep(3)  # they try, and are refused, in the meantime
+    for proxy in scene.proxies:
+        proxy.heal()
+    took = scene.times_until_right(began)
+    assert max(took.values()) < RIGHT_SECONDS
+    assert assignment(scene.world)[0] == epoch + 1
+    assert scene.operator.poll() is None
+
+
+def test_with_every_third_request_dropped_everything_still_happens(scene: Scene) -> None:
+    for proxy in scene.proxies:
+        proxy.drop(every=3)
+        proxy.cut_watches()
+    began = time.monotonic()
+    scene.delete()
+    took = scene.times_until_right(began)
+    assert max(took.values()) < RIGHT_SECONDS
+    assert scene.operator.poll() is None
+
+
+def test_a_crowd_that_is_told_to_wait_waits_and_does_not_come_back_all_at_once(scene: Scene) -> None:
+    """429 with Retry-After 5: who asked is not heard again for 5 s on that path."""
+    for proxy in scene.proxies:
+        proxy.answer(429, verbs=["LIST", "WATCH", "PATCH"], retry_after_seconds=5)
+        proxy.cut_watches()
+    time.sleep(12)
+    for name, proxy in {"operator": scene.before_operator, **scene.before_syncs}.items():
+        refused: dict[tuple[str, str], list[float]] = {}
+        for asked in proxy.requests():
+            if asked.outcome == 429:
+                refused.setdefault((asked.verb, asked.path.split("?")[0]), []).append(asked.at)
+        assert refused, name
+        waits = [two - one for times in refused.values() for one, two in itertools.pairwise(times)]
+        assert waits, name
+        print(f"{name}: repeated after {min(waits):.2f} to {max(waits):.2f} s")
+        assert min(waits) >= 5
+        assert len({round(wait, 3) for wait in waits}) > 1 or len(waits) == 1
+    for proxy in scene.proxies:
+        proxy.heal()
+
+
+def test_restarted_against_slow_lists_both_get_there_and_nothing_shrinks_before(scene: Scene) -> None:
+    """Each LIST takes 20 s, longer than they wait at first."""
+    before = assignment(scene.world)
+    sync = scene.syncs["sync"]
+    assert end(scene.operator) == 0
+    assert sync.stop() == 0
+    for proxy in (scene.before_operator, scene.before_syncs["sync"]):
+        proxy.delay(20, verbs=["LIST"])
+    scene.delete()
+    began = time.monotonic()
+    operator = scene.restart_operator()
+    sync.start()
+    line = await_line(operator, "Nothing is decided: ", 10)
+    said_after = time.monotonic() - began
+    for plural in ("clusterips", "clusteripnodes", "nodes", "servicecidrs", f"leases in {NAMESPACE}"):
+        assert plural in line
+    assert "for 3 s to LIST" in line
+    while "answers every LIST again" not in log_of(operator):
+        assert time.monotonic() - began < 120
+        if assignment(scene.world) != before:  # the log may say it at this very moment
+            break
+        assert set(sync.desired) == {"stays", "goes"} or sync.complete
+        time.sleep(0.2)
+    await_line(operator, "answers every LIST again", 5)
+    took = scene.times_until_right(began)
+    print(f"said what it waits for after {said_after:.1f} s")
+    assert took["operator"] < 120
+    assert took["sync"] < 120
+    lines = [line for line in log_of(operator).splitlines() if "Nothing is decided" in line]
+    # What is asked for, and that it took too long.
+    assert len(lines) <= 3, lines
+    assert assignment(scene.world)[0] == before[0] + 1
+
+
+def test_restarted_before_any_agent_has_reported_it_shrinks_nothing_and_asks_little(scene: Scene) -> None:
+    before = assignment(scene.world)
+    assert end(scene.operator) == 0
+    for node in (scene.a, scene.b):
+        scene.world.agents.remove(node)
+    operator = scene.restart_operator()
+    await_line(operator, "This replica leads")
+    idle_from = time.monotonic() + 10
+    # Only after 40 s may it conclude anything from the absence of Leases.
+    degraded = scene.world.wait_condition("Degraded", "True", "AgentSilent", "stays", timeout_seconds=60)
+    idle_until = time.monotonic() - 1
+    assert scene.a in degraded["message"]
+    assert scene.b in degraded["message"]
+    assert assignment(scene.world) == before
+    rates = {}
+    for name, proxy in {"operator": scene.before_operator, **scene.before_syncs}.items():
+        count = sum(idle_from <= asked.at < idle_until for asked in proxy.requests())
+        rates[name] = count / (idle_until - idle_from)
+    print(f"idle requests per second, over {idle_until - idle_from:.0f} s: {rates}")
+    # One renewal in 3 s; LISTs once a minute, of which one round is in this time.
+    assert rates["operator"] < 0.75
+    assert max(rates[name] for name in scene.before_syncs) < 0.5
+    scene.world.agents.add(scene.a, "10.80.9.8/16")
+    scene.world.agents.add(scene.b, "10.80.9.9/16")
+    scene.world.wait_condition("Degraded", "False", "AsPlanned", "stays")
+    assert assignment(scene.world) == before
+
+
+@pytest.fixture(scope="module")
+def assigned(control_plane: ControlPlane, agents: Agents, tmp_path_factory: pytest.TempPathFactory):
+    """ClusterIPs of every kind of workload, assigned by an operator that has ended."""
+    number = next(_numbers)
+    world = World(control_plane, agents, f"f{number}", number)
+    program = Operator(control_plane, tmp_path_factory.mktemp("first"))
+    a, b = world.nodes("a", "b")
+    labels = {"app": "web"}
+    for node in (a, b):
+        control_plane.make_pod(world.namespace, f"web-{node}", node, labels=labels)
+    control_plane.make_service(world.namespace, "web", labels)
+    world.clusterip("stays")
+    world.clusterip("pods", ip=beside(world, 1), workload={"podSelector": {"matchLabels": labels}})
+    world.clusterip("service", ip=beside(world, 2), workload={"serviceRef": {"name": "web"}})
+    operator = program.start()
+    for name in ("stays", "pods", "service"):
+        world.wait_shares({a: 8, b: 8}, name)
+        world.wait_condition("Programmed", "True", "Programmed", name)
+    assert end(operator) == 0
+    yield world
+    program.close()
+    world.close()
+
+
+@pytest.mark.parametrize(
+    "plural", ["clusterips", "clusteripnodes", "nodes", "leases", "pods", "endpointslices", "servicecidrs"]
+)
+def test_without_the_permission_to_list_one_resource_nothing_changes_and_that_is_said(
+    assigned: World, program: Operator, plural: str
+) -> None:
+    group = "/apis/rbac.authorization.k8s.io/v1"
+    role = f"{group}/clusterroles/lbless-operator"
+    if plural == "leases":
+        role = f"{group}/namespaces/{NAMESPACE}/roles/lbless-operator"
+    rules = assigned.control_plane.api("GET", role)["rules"]
+    names = ("stays", "pods", "service")
+    before = {name: assigned.get(name) for name in names}
+    assigned.control_plane.api("PATCH", role, {"rules": without(rules, plural)})
+    try:
+        operator = program.start()
+        line = await_line(operator, "Nothing is decided: A permission is missing, grant it")
+        assert f"{plural}" in line
+        assert "is forbidden" in line
+        time.sleep(2)  # more attempts, which are not worth a line each
+        assert log_of(operator).count("A permission is missing") == 1
+        assert {name: assigned.get(name) for name in names} == before
+    finally:
+        assigned.control_plane.api("PATCH", role, {"rules": rules})
+    await_line(operator, "answers every LIST again", 30)
+    # It works again, on all that it knew before.
+    assigned.patch({"spec": {"drainTimeoutSeconds": 200 + len(plural)}}, "stays")
+    generation = assigned.get("stays")["metadata"]["generation"]
+    until("its work", lambda: assigned.get("stays")["status"]["observedGeneration"] == generation)
+    for name in names:
+        assert assigned.get(name)["status"]["assignments"] == before[name]["status"]["assignments"]
+        assert assigned.get(name)["status"]["epoch"] == before[name]["status"]["epoch"]
+        assert conditions(assigned.get(name))["Ready"]["status"] == "True"
