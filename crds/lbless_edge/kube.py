@@ -29,8 +29,8 @@ LEASES = "/apis/coordination.k8s.io/v1/leases"
 
 CONNECT_TIMEOUT_SECONDS = 5
 READ_TIMEOUT_SECONDS = 30
-WATCH_SILENCE_SECONDS = 75
-"""Bookmarks come every 60 s: a watch silent for longer hangs on a connection that is half open."""
+WATCH_SILENCE_SECONDS = 70
+"""Bookmarks come every 60 s: a watch silent for longer hangs on a connection that is half open. kopf waits as long."""
 PAGE = 500
 MAX_RETRY_AFTER_SECONDS = 30
 

@@ -58,6 +58,7 @@ class Lister:
         self._clock = clock
         self._scopes = scopes
         self._listed: set[Scope] = set()
+        self._seen: set[Scope] = set()  # listed at least once
         self._round_began: float | None = None  # of the round that is under way
         self._waiting_since: float | None = None  # of LISTs that did not come at once
         self._pods = threading.Semaphore(PODS_AT_ONCE)
@@ -89,6 +90,7 @@ class Lister:
         with self._changed:
             self._scopes = scopes
             self._listed &= scopes
+            self._seen &= scopes
             self._changed.notify_all()
 
     def request_round(self) -> None:
@@ -183,6 +185,7 @@ class Lister:
                         failures[scope] = failure
                     elif scope in self._scopes:
                         self._listed.add(scope)
+                        self._seen.add(scope)
                     self._changed.notify_all()
 
         for number in range(min(AT_ONCE, len(scopes))):
@@ -218,7 +221,7 @@ class Lister:
             raise max(refused, key=lambda error: error.retry_after_seconds)
 
     def _consequence(self) -> str:
-        return "What is known grows old" if self._last_round > float("-inf") else "Nothing is decided"
+        return "Nothing is decided" if self._scopes - self._seen else "What is known grows old"
 
     def _list(self, scope: Scope) -> Listing:
         began, source = self._clock(), SOURCES[scope.kind]
