@@ -68,7 +68,7 @@ class Operator:
         state = State(self.api.server, options.namespace, clock())
         self._mailbox = Mailbox()
         self._lister = Lister(self.api, self._mailbox, state.base_scopes, stop, clock)
-        self._events = Events(self.api, identity, stop)
+        self._events = Events(self.api, identity, stop, self.leader.is_valid)
         self.reconciler = Reconciler(
             self.api, state, self._mailbox, self._lister, self.leader, self._events, stop, clock
         )

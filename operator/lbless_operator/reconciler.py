@@ -128,7 +128,7 @@ class Reconciler:
                     self._look_at(self._state.learn_listing(one, clock))
         if Kind.CLUSTERIP in changed:
             self._follow()
-        if Kind.NODE in changed:
+        if Kind.NODE in changed and self._leader.is_valid():
             self._tell_weights()
         if changed & {Kind.LEASE, Kind.NODE, Kind.AGENT}:
             self._next_tick = 0.0

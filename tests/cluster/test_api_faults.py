@@ -24,6 +24,7 @@ from cluster.operatorworld import (
     Agents,
     Operator,
     World,
+    await_log,
     conditions,
     end,
     log_of,
@@ -59,11 +60,9 @@ class Scene:
     def proxies(self) -> list[FaultProxy]:
         return [self.before_operator, *self.before_syncs.values()]
 
-    def restart_operator(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start another operator in the place of the present one, if that is not ended yet."""
-        if self.operator.poll() is None:
-            assert end(self.operator) == 0
-        self.operator = start(self.program, self.world.control_plane, self.before_operator, *arguments)
+    def restart_operator(self) -> subprocess.Popen[bytes]:
+        """Start another operator in the place of the one that has ended."""
+        self.operator = self.program.start_behind(self.before_operator)
         return self.operator
 
     def delete(self) -> None:
@@ -92,16 +91,6 @@ class Scene:
         finally:
             print(f"right again after: { ({n: round(s, 1) for n, s in took.items()}) } s")
         return took
-
-
-def start(
-    program: Operator, control_plane: ControlPlane, proxy: FaultProxy, *arguments: str
-) -> subprocess.Popen[bytes]:
-    """Start an operator that knows the API server as `proxy`."""
-    kubeconfig = control_plane.kubeconfig_for_service_account(
-        NAMESPACE, "lbless-operator", server=proxy.outside_url
-    )
-    return program.start(*arguments, kubeconfig=kubeconfig)
 
 
 @contextmanager
@@ -162,7 +151,7 @@ def scene(control_plane: ControlPlane, world: World, program: Operator, tmp_path
         a, b = world.nodes("a", "b")
         world.clusterip("stays")
         world.clusterip("goes", ip=beside(world, 1))
-        operator = start(program, control_plane, before_operator)
+        operator = program.start_behind(before_operator)
         syncs = {}
         for number, (name, before) in enumerate(before_syncs.items()):
             node = f"{world.namespace}-synced-{number}"
@@ -210,17 +199,6 @@ def assignment(world: World, name: str = "stays") -> tuple[int, Any]:
     """The epoch and who has what."""
     status = world.get(name)["status"]
     return status["epoch"], status["assignments"]
-
-
-def await_line(process: subprocess.Popen[bytes], text: str, timeout_seconds: float = 20) -> str:
-    """Return the first line of a log that contains a text."""
-    return str(
-        until(
-            f"the operator to say {text!r}",
-            lambda: next((line for line in log_of(process).splitlines() if text in line), None),
-            timeout_seconds,
-        )
-    )
 
 
 def test_connections_that_went_silent_half_open_delay_what_was_deleted_by_80_s_at_most(scene: Scene) -> None:
@@ -341,7 +319,7 @@ def test_restarted_against_slow_lists_both_get_there_and_nothing_shrinks_before(
     began = time.monotonic()
     operator = scene.restart_operator()
     sync.start()
-    line = await_line(operator, "Nothing is decided: ", 10)
+    line = await_log(operator, "Nothing is decided: ", 10)
     said_after = time.monotonic() - began
     for plural in ("clusterips", "clusteripnodes", "nodes", "servicecidrs", f"leases in {NAMESPACE}"):
         assert plural in line
@@ -352,7 +330,7 @@ def test_restarted_against_slow_lists_both_get_there_and_nothing_shrinks_before(
             break
         assert set(sync.desired) == {"stays", "goes"} or sync.complete
         time.sleep(0.2)
-    await_line(operator, "answers every LIST again", 5)
+    await_log(operator, "answers every LIST again", 5)
     took = scene.times_until_right(began)
     print(f"said what it waits for after {said_after:.1f} s")
     assert took["operator"] < 120
@@ -369,7 +347,7 @@ def test_restarted_before_any_agent_has_reported_it_shrinks_nothing_and_asks_lit
     for node in (scene.a, scene.b):
         scene.world.agents.remove(node)
     operator = scene.restart_operator()
-    await_line(operator, "This replica leads")
+    await_log(operator, "This replica leads")
     degraded = scene.world.wait_condition("Degraded", "True", "AgentSilent", "stays")
     assert scene.a in degraded["message"]
     assert scene.b in degraded["message"]
@@ -433,7 +411,7 @@ def test_without_the_permission_to_list_one_resource_nothing_changes_and_that_is
     assigned.control_plane.api("PATCH", role, {"rules": without(rules, plural)})
     try:
         operator = program.start()
-        line = await_line(operator, "Nothing is decided: A permission is missing, grant it")
+        line = await_log(operator, "Nothing is decided: A permission is missing, grant it")
         assert f"{plural}" in line
         assert "is forbidden" in line
         time.sleep(2)  # more attempts, which are not worth a line each
@@ -441,7 +419,7 @@ def test_without_the_permission_to_list_one_resource_nothing_changes_and_that_is
         assert {name: assigned.get(name) for name in names} == before
     finally:
         assigned.control_plane.api("PATCH", role, {"rules": rules})
-    await_line(operator, "answers every LIST again", 30)
+    await_log(operator, "answers every LIST again", 30)
     # It works again, on all that it knew before.
     assigned.patch({"spec": {"drainTimeoutSeconds": 200 + len(plural)}}, "stays")
     generation = assigned.get("stays")["metadata"]["generation"]
