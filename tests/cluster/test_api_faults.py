@@ -308,13 +308,13 @@ def test_a_crowd_that_is_told_to_wait_waits_and_does_not_come_back_all_at_once(s
 
 
 def test_restarted_against_slow_lists_both_get_there_and_nothing_shrinks_before(scene: Scene) -> None:
-    """Each LIST takes 20 s, longer than they wait at first."""
+    """Each LIST takes 16 s, longer than they wait at first."""
     before = assignment(scene.world)
     sync = scene.syncs["sync"]
     assert end(scene.operator) == 0
     assert sync.stop() == 0
     for proxy in (scene.before_operator, scene.before_syncs["sync"]):
-        proxy.delay(20, verbs=["LIST"])
+        proxy.delay(16, verbs=["LIST"])
     scene.delete()
     began = time.monotonic()
     operator = scene.restart_operator()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
@@ -151,6 +152,19 @@ def test_a_half_open_connection_is_silent_without_end_while_new_ones_work(
     with pytest.raises(ApiError, match="nothing was heard for too long"):
         next(events)
     assert status_of(connect(str(kubeconfig))) == 200
+
+
+def test_of_several_half_open_idle_connections_one_time_out_is_paid_for(
+    healthy: FaultProxy, api: Api
+) -> None:
+    healthy.delay(0.3, verbs=["LIST"])  # so that they need one connection each
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda _: status_of(api), range(4))) == [200] * 4
+    healthy.heal()
+    healthy.stall()
+    began = time.monotonic()
+    assert [status_of(api) for _ in range(4)] == [0, 200, 200, 200]
+    assert time.monotonic() - began < 2 * QUICK_SECONDS
 
 
 def test_new_connections_hang_as_well_where_that_is_wanted(

@@ -86,12 +86,7 @@ def cut_off(_first: subprocess.Popen[bytes], proxy: FaultProxy) -> Callable[[], 
     return proxy.heal
 
 
-def half_open(_first: subprocess.Popen[bytes], proxy: FaultProxy) -> Callable[[], None]:
-    proxy.stall(new_too=True)
-    return proxy.heal
-
-
-@pytest.mark.parametrize("strike", [kill, stop, cut_off, half_open])
+@pytest.mark.parametrize("strike", [kill, stop, cut_off])
 def test_the_other_takes_over_within_20_s_and_the_old_one_does_nothing_when_it_wakes(
     world: World, program: Operator, proxy: FaultProxy, strike: Callable[..., Callable[[], None]]
 ) -> None:
