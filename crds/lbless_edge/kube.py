@@ -32,6 +32,8 @@ READ_TIMEOUT_SECONDS = 30
 WATCH_SILENCE_SECONDS = 70
 """Bookmarks come every 60 s: a watch silent for longer hangs on a connection that is half open. kopf waits as long."""
 PAGE = 500
+POOL = 16
+"""Idle connections that are kept: the operator has up to eight LISTs under way at once, beside its writes."""
 MAX_RETRY_AFTER_SECONDS = 30
 
 Object = dict[str, Any]
@@ -105,6 +107,8 @@ class Api:
     ) -> None:
         # urllib3 would repeat a request three times by itself; who asks decides about that here.
         configuration.retries = False
+        # The default follows the number of cores; a pool that is too small complains in the log.
+        configuration.connection_pool_maxsize = POOL
         self.server = str(configuration.host)
         self._read_timeout_seconds = read_timeout_seconds
         self._client = client.ApiClient(configuration)

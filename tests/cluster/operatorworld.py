@@ -272,6 +272,10 @@ class World:
             self.agents.add(name, f"{address}/16", lease_age_seconds=lease_age_seconds, **agent_options)
         return name
 
+    def beside(self, number: int) -> str:
+        """Another address that no other test has."""
+        return f"10.80.{220 + number}.{self.ip.rpartition('.')[2]}"
+
     def nodes(self, *shorts: str) -> list[str]:
         """Several Nodes with living agents."""
         return [self.node(short) for short in shorts]

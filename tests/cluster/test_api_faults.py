@@ -25,7 +25,6 @@ from cluster.operatorworld import (
     Operator,
     World,
     await_log,
-    conditions,
     end,
     log_of,
     shares,
@@ -150,7 +149,7 @@ def scene(control_plane: ControlPlane, world: World, program: Operator, tmp_path
             stack.callback(proxy.heal)
         a, b = world.nodes("a", "b")
         world.clusterip("stays")
-        world.clusterip("goes", ip=beside(world, 1))
+        world.clusterip("goes", ip=world.beside(1))
         operator = program.start_behind(before_operator)
         syncs = {}
         for number, (name, before) in enumerate(before_syncs.items()):
@@ -178,21 +177,6 @@ def scene(control_plane: ControlPlane, world: World, program: Operator, tmp_path
         print(log)
         for sync in syncs.values():
             print(sync.log)
-
-
-def beside(world: World, number: int) -> str:
-    """Another address that no other test has."""
-    return f"10.80.{220 + number}.{world.ip.rpartition('.')[2]}"
-
-
-def without(rules: list[dict[str, Any]], plural: str) -> list[dict[str, Any]]:
-    """Access rules less those that allow to list a resource."""
-    lacking = []
-    for rule in rules:
-        kept = [r for r in rule["resources"] if r != plural or "list" not in rule["verbs"]]
-        if kept:
-            lacking.append({**rule, "resources": kept})
-    return lacking
 
 
 def assignment(world: World, name: str = "stays") -> tuple[int, Any]:
@@ -369,62 +353,3 @@ def test_restarted_before_any_agent_has_reported_it_shrinks_nothing_and_asks_lit
     scene.world.agents.add(scene.b, "10.80.9.9/16")
     scene.world.wait_condition("Degraded", "False", "AsPlanned", "stays")
     assert assignment(scene.world) == before
-
-
-@pytest.fixture(scope="module")
-def assigned(control_plane: ControlPlane, agents: Agents, tmp_path_factory: pytest.TempPathFactory):
-    """ClusterIPs of every kind of workload, assigned by an operator that has ended."""
-    number = next(_numbers)
-    world = World(control_plane, agents, f"f{number}", number)
-    program = Operator(control_plane, tmp_path_factory.mktemp("first"))
-    a, b = world.nodes("a", "b")
-    labels = {"app": "web"}
-    for node in (a, b):
-        control_plane.make_pod(world.namespace, f"web-{node}", node, labels=labels)
-    control_plane.make_service(world.namespace, "web", selector=labels)
-    world.clusterip("stays")
-    world.clusterip("pods", ip=beside(world, 1), workload={"podSelector": {"matchLabels": labels}})
-    world.clusterip("service", ip=beside(world, 2), workload={"serviceRef": {"name": "web"}})
-    operator = program.start()
-    for name in ("stays", "pods", "service"):
-        world.wait_shares({a: 8, b: 8}, name)
-        world.wait_condition("Programmed", "True", "Programmed", name)
-    assert end(operator) == 0
-    yield world
-    program.close()
-    world.close()
-
-
-@pytest.mark.parametrize(
-    "plural", ["clusterips", "clusteripnodes", "nodes", "leases", "pods", "endpointslices", "servicecidrs"]
-)
-def test_without_the_permission_to_list_one_resource_nothing_changes_and_that_is_said(
-    assigned: World, program: Operator, plural: str
-) -> None:
-    group = "/apis/rbac.authorization.k8s.io/v1"
-    role = f"{group}/clusterroles/lbless-operator"
-    if plural == "leases":
-        role = f"{group}/namespaces/{NAMESPACE}/roles/lbless-operator"
-    rules = assigned.control_plane.api("GET", role)["rules"]
-    names = ("stays", "pods", "service")
-    before = {name: assigned.get(name) for name in names}
-    assigned.control_plane.api("PATCH", role, {"rules": without(rules, plural)})
-    try:
-        operator = program.start()
-        line = await_log(operator, "Nothing is decided: A permission is missing, grant it")
-        assert f"{plural}" in line
-        assert "is forbidden" in line
-        time.sleep(2)  # more attempts, which are not worth a line each
-        assert log_of(operator).count("A permission is missing") == 1
-        assert {name: assigned.get(name) for name in names} == before
-    finally:
-        assigned.control_plane.api("PATCH", role, {"rules": rules})
-    await_log(operator, "answers every LIST again", 30)
-    # It works again, on all that it knew before.
-    assigned.patch({"spec": {"drainTimeoutSeconds": 200 + len(plural)}}, "stays")
-    generation = assigned.get("stays")["metadata"]["generation"]
-    until("its work", lambda: assigned.get("stays")["status"]["observedGeneration"] == generation)
-    for name in names:
-        assert assigned.get(name)["status"]["assignments"] == before[name]["status"]["assignments"]
-        assert assigned.get(name)["status"]["epoch"] == before[name]["status"]["epoch"]
-        assert conditions(assigned.get(name))["Ready"]["status"] == "True"
