@@ -8,7 +8,7 @@ Reading credentials is `lbless_edge.credentials`'; following a collection is `lb
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -29,9 +29,11 @@ LEASES = "/apis/coordination.k8s.io/v1/leases"
 
 CONNECT_TIMEOUT_SECONDS = 5
 READ_TIMEOUT_SECONDS = 30
-WATCH_SILENCE_SECONDS = 75
-"""Bookmarks come every 60 s: a watch silent for longer hangs on a connection that is half open."""
+WATCH_SILENCE_SECONDS = 70
+"""Bookmarks come every 60 s: a watch silent for longer hangs on a connection that is half open. kopf waits as long."""
 PAGE = 500
+POOL = 16
+"""Idle connections that are kept: the operator has up to eight LISTs under way at once, beside its writes."""
 MAX_RETRY_AFTER_SECONDS = 30
 
 Object = dict[str, Any]
@@ -42,12 +44,20 @@ class ApiError(Exception):
 
     `reason` is the one word of the server's Status object, empty where it sent none; a server that does
     not know the resource at all sends none. `retry_after_seconds` is the server's wish, 0 without one.
+    `timed_out`: the server may be working on it still.
     """
 
     def __init__(
-        self, status: int, message: str, *, reason: str = "", retry_after_seconds: float = 0
+        self,
+        status: int,
+        message: str,
+        *,
+        reason: str = "",
+        retry_after_seconds: float = 0,
+        timed_out: bool = False,
     ) -> None:
         super().__init__(message)
+        self.timed_out = timed_out
         self.status = status
         self.reason = reason
         self.retry_after_seconds = retry_after_seconds
@@ -86,13 +96,19 @@ def connect(kubeconfig: str | None = None, *, read_timeout_seconds: float = READ
 
 
 class Api:
-    """One connection pool to the API server; safe to use from several threads."""
+    """One connection pool to the API server; safe to use from several threads.
+
+    Where one connection has failed, the idle ones are suspect: whatever broke it, or made it half open, did the
+    same to them. They are given up, so that requests pay for one time-out and not for one a connection.
+    """
 
     def __init__(
         self, configuration: client.Configuration, *, read_timeout_seconds: float = READ_TIMEOUT_SECONDS
     ) -> None:
         # urllib3 would repeat a request three times by itself; who asks decides about that here.
         configuration.retries = False
+        # The default follows the number of cores; a pool that is too small complains in the log.
+        configuration.connection_pool_maxsize = POOL
         self.server = str(configuration.host)
         self._read_timeout_seconds = read_timeout_seconds
         self._client = client.ApiClient(configuration)
@@ -119,14 +135,19 @@ class Api:
         """DELETE one object."""
         return self._json("DELETE", path, {})
 
-    def list_pages(self, path: str, *, limit: int = PAGE, **query: str) -> Iterator[tuple[list[Object], str]]:
-        """LIST in pages of (items, resource version of the whole LIST).
+    def list_pages(
+        self, path: str, *, limit: int = PAGE, read_timeout_seconds: float | None = None, **query: str
+    ) -> Iterator[tuple[list[Object], str]]:
+        """LIST in pages of (items, resource version of the whole LIST); the time-out is for each page.
 
         Only when the iterator ends without an ApiError was the LIST complete.
         """
         more = ""
         while True:
-            page = self._json("GET", path, {**query, "limit": limit, **({"continue": more} if more else {})})
+            wanted: dict[str, str | int] = {**query, "limit": limit}
+            if more:
+                wanted["continue"] = more
+            page = self._json("GET", path, wanted, read_timeout_seconds=read_timeout_seconds)
             metadata = page.get("metadata")
             if not isinstance(metadata, dict) or not isinstance(metadata.get("resourceVersion"), str):
                 raise ApiError(
@@ -144,9 +165,12 @@ class Api:
         *,
         timeout_seconds: int = 300,
         silence_seconds: float = WATCH_SILENCE_SECONDS,
+        read_timeout_seconds: float | None = None,
         **query: str,
     ) -> Watch:
         """WATCH from a resource version until the server ends it after `timeout_seconds`, with bookmarks.
+
+        `read_timeout_seconds` is for the head of the answer, `silence_seconds` for each event or bookmark.
 
         Raises ApiError here or while iterating; status 410 means that the resource version is too old:
         LIST again.
@@ -158,8 +182,12 @@ class Api:
             "allowWatchBookmarks": "true",
             "timeoutSeconds": timeout_seconds,
         }
-        response = self._send("GET", path, wanted, read_timeout_seconds=silence_seconds)
-        return Watch(response, f"The watch of {path} on {self.server}")
+        # The head comes at once, so a connection that was half open already need not cost a whole silence.
+        response = self._send("GET", path, wanted, read_timeout_seconds=read_timeout_seconds)
+        connection = response.connection
+        if connection is not None and connection.sock is not None:
+            connection.sock.settimeout(silence_seconds)
+        return Watch(response, f"The watch of {path} on {self.server}", self._give_up_idle)
 
     def _json(
         self,
@@ -168,14 +196,18 @@ class Api:
         query: Mapping[str, str | int],
         body: Object | None = None,
         content_type: str = "application/json",
+        read_timeout_seconds: float | None = None,
     ) -> Object:
-        response = self._send(method, path, query, body, content_type)
+        response = self._send(method, path, query, body, content_type, read_timeout_seconds)
         try:
             parsed = json.loads(response.read())
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             response.close()
+            self._give_up_idle()
             raise ApiError(
-                0, f"The answer to {method} {path} from {self.server} broke off: {first_line(error)}."
+                0,
+                f"The answer to {method} {path} from {self.server} broke off: {first_line(error)}.",
+                timed_out=_is_time_out(error),
             ) from error
         response.release_conn()
         if not isinstance(parsed, dict):
@@ -214,11 +246,20 @@ class Api:
             urllib3.exceptions.HTTPError,
             OSError,
         ) as error:
-            raise ApiError(0, f"The API server {self.server} cannot be reached: {_cause(error)}.") from error
+            self._give_up_idle()
+            raise ApiError(
+                0,
+                f"The API server {self.server} cannot be reached: {_cause(error)}.",
+                timed_out=_is_time_out(error),
+            ) from error
         response: urllib3.HTTPResponse = answer.response
         if not 200 <= response.status < 300:
             raise self._refusal(method, path, response)
         return response
+
+    def _give_up_idle(self) -> None:
+        """Later requests open connections of their own; those that are in use are not touched."""
+        self._client.rest_client.pool_manager.clear()
 
     def _refusal(self, method: str, path: str, response: urllib3.HTTPResponse) -> ApiError:
         try:
@@ -243,9 +284,11 @@ class Api:
 class Watch(Iterator[WatchEvent]):
     """The events of one open watch. Iterate in one thread; `cut` is for the others."""
 
-    def __init__(self, response: urllib3.HTTPResponse, name: str) -> None:
+    def __init__(self, response: urllib3.HTTPResponse, name: str, on_break: Callable[[], None]) -> None:
+        """`on_break` is called when its connection failed, not when the server has ended it."""
         self._response = response
         self._name = name
+        self._on_break = on_break
         self._lines = self._read_lines()
 
     def __next__(self) -> WatchEvent:
@@ -256,6 +299,7 @@ class Watch(Iterator[WatchEvent]):
                 raise TypeError("its object is none")
         except (urllib3.exceptions.HTTPError, OSError) as error:
             self.close()
+            self._on_break()
             raise ApiError(0, f"{self._name} broke: {_cause(error)}.") from error
         except (ValueError, KeyError, TypeError) as error:
             self.close()
@@ -309,12 +353,21 @@ def _cause(error: BaseException) -> str:
         return _last_line(error.reason)
     if isinstance(error, urllib3.exceptions.ReadTimeoutError):
         return "nothing was heard for too long"
+    if isinstance(
+        error.__context__, urllib3.exceptions.InvalidChunkLength | urllib3.exceptions.IncompleteRead
+    ):
+        return "the connection was closed in the middle of it"
     cause: BaseException = error
     while cause.__cause__ is not None or cause.__context__ is not None:
         cause = cause.__cause__ or cause.__context__ or cause
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
     return first_line(cause)
+
+
+def _is_time_out(error: BaseException) -> bool:
+    """Whether the server took the request, as far as can be seen, and let it wait."""
+    return isinstance(error, urllib3.exceptions.ReadTimeoutError)
 
 
 def _last_line(reason: object) -> str:

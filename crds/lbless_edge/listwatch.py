@@ -16,6 +16,7 @@ from typing import Protocol
 from lbless_edge.backoff import Backoff
 from lbless_edge.explain import explain
 from lbless_edge.kube import PAGE, WATCH_SILENCE_SECONDS, Api, ApiError, Object, Watch
+from lbless_edge.patience import Patience
 
 WATCH_SECONDS = 300
 SHORT_WATCH_SECONDS = 1.0
@@ -61,6 +62,7 @@ class ListWatch:
         self._page = page
         self._silence_seconds = silence_seconds
         self._backoff = backoff or Backoff()
+        self._patience = Patience()
         self._selectors = {}
         if field_selector:
             self._selectors["fieldSelector"] = field_selector
@@ -111,16 +113,19 @@ class ListWatch:
     def _list(self) -> None:
         present: set[str] = set()
         version = ""
+        pages = self._api.list_pages(
+            self._path, limit=self._page, read_timeout_seconds=self._patience.seconds, **self._selectors
+        )
         try:
-            for objects, of_all_pages in self._api.list_pages(
-                self._path, limit=self._page, **self._selectors
-            ):
+            for objects, of_all_pages in self._patience.timed(pages):
                 version = self.telling = of_all_pages
                 for obj in objects:
                     if self._stop.is_set():
                         return
                     present.add(self._tell(obj))
         except ApiError as error:
+            if error.timed_out:
+                self._patience.ran_out(self._patience.seconds)
             self._wait_for(error)
             raise
         # Only now may absence mean deletion: every page has arrived.
@@ -138,9 +143,12 @@ class ListWatch:
                 # Not all clients at the same time again.
                 timeout_seconds=int(WATCH_SECONDS * _random.uniform(0.9, 1.1)),
                 silence_seconds=self._silence_seconds,
+                read_timeout_seconds=self._patience.seconds,
                 **self._selectors,
             )
         except ApiError as error:
+            if error.timed_out:
+                self._patience.ran_out(self._patience.seconds)
             self._wait_for(error)
             if error.status not in {0, 429}:
                 self._version = ""  # whatever it dislikes, a LIST starts from its own state

@@ -75,7 +75,7 @@ class Operator:
         self._mailbox = Mailbox()
         self._lister = Lister(self.api, self._mailbox, state.base_scopes, stop, clock)
         restraint = Restraint(_log)
-        self._events = Events(self.api, identity, restraint, stop)
+        self._events = Events(self.api, identity, restraint, stop, self.leader.is_valid)
         credentials = partial(read_credentials, kubeconfig)
         self._followers = Followers(
             _following_api(credentials), self._mailbox, restraint, self._lister.list_again, stop
@@ -143,6 +143,8 @@ class Operator:
             "lbless_operator_waiting": self.reconciler.waiting,
             "lbless_operator_reconciles": self.reconciler.reconciles,
             "lbless_operator_writes": self.reconciler.writes,
+            "lbless_operator_awaited_lists": len(self._lister.awaited),
+            "lbless_operator_view_age_seconds": self._lister.view_age_seconds,
             "lbless_operator_beat_age_seconds": clock() - self.reconciler.beat,
         }
 

@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -30,12 +31,20 @@ _log = logging.getLogger("lbless.operator")
 class Events:
     """Takes notices from one thread and posts them in another."""
 
-    def __init__(self, api: Api, instance: str, restraint: Restraint, stop: threading.Event) -> None:
-        """`instance` says which replica reports."""
+    def __init__(
+        self,
+        api: Api,
+        instance: str,
+        restraint: Restraint,
+        stop: threading.Event,
+        may_post: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`instance` says which replica reports; `may_post` whether it leads: another one reports the same."""
         self._api = api
         self._instance = shorten(instance, 128)
         self._restraint = restraint
         self._stop = stop
+        self._may_post = may_post
         self._limit = Limit()
         self._waiting: queue.Queue[Notice | None] = queue.Queue(MAX_WAITING)
 
@@ -64,6 +73,8 @@ class Events:
             notice = self._waiting.get()
             if notice is None:
                 return
+            if not self._may_post():
+                continue
             try:
                 self._api.create(
                     in_namespace(EVENTS, notice.subject.namespace or "default"), self._event(notice)

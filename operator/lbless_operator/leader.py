@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from lbless_api.fields import Invalid, integer, mapping, text
+from lbless_edge.backoff import Backoff
 from lbless_edge.explain import explain
 from lbless_edge.kube import LEASES, Api, ApiError, Object, in_namespace
 from lbless_edge.process import Fatal
@@ -22,9 +23,12 @@ from lbless_operator.said import Said
 LEASE_NAME = "lbless-operator"
 LEASE_SECONDS = 15
 """Others take over when they have seen no renewal for so long."""
-_RENEW_PART = 2 / 3
+_TRUST_PART = 2 / 3
 """Part of it for which the holder trusts a renewal; the rest is for a last request on its way."""
-_RETRY_PART = 2 / 15
+_RENEW_PART = 1 / 5
+"""A renewal that gets no answer (4 s of 15) leaves time for another one before trust ends."""
+_LOOK_PART = 2 / 15
+"""How often who waits looks for a renewal: what he may take over later than a whole term after the last one."""
 _RELEASED_SECONDS = 1
 _MAX_TRANSITIONS = 2**31 - 1
 
@@ -61,13 +65,15 @@ class Term:
         """Whether to write the Lease: it is free, ours, or its holder let a whole term pass unrenewed."""
         if record != self._seen:
             self._seen, self._seen_at = record, now
-        if record.holder in {"", self._identity}:
-            return True
-        return now - self._seen_at >= max(self._lease_seconds, record.duration_seconds)
+        return record.holder in {"", self._identity} or self.runs_out_in(now) <= 0
+
+    def runs_out_in(self, now: float) -> float:
+        """Seconds until the record that was seen last may be taken from its holder, if he does not renew it."""
+        return self._seen_at + max(self._lease_seconds, self._seen.duration_seconds) - now
 
     def won(self, asked_at: float) -> None:
         """The API server took a renewal that was sent at `asked_at`."""
-        self._valid_until = asked_at + self._lease_seconds * _RENEW_PART
+        self._valid_until = asked_at + self._lease_seconds * _TRUST_PART
 
     def lost(self) -> None:
         """Somebody else leads."""
@@ -100,6 +106,12 @@ class Leader:
         self._path = in_namespace(LEASES, namespace, LEASE_NAME)
         self._term = Term(identity, lease_seconds)
         self._said = Said(_log)
+        self._kept: LeaseRecord | None = (
+            None  # as this process has written it last, if nothing went wrong since
+        )
+        self._backoff = Backoff(
+            base_seconds=lease_seconds * _LOOK_PART, cap_seconds=lease_seconds * _LOOK_PART
+        )
 
     def acquire(self) -> bool:
         """Return True when this process leads, False when the stop event is set before that."""
@@ -108,6 +120,7 @@ class Leader:
                 holder = self._try()
             except ApiError as error:
                 self._said.warn(f"Waiting: {explain(error, self._path, self._api.server)}")
+                self._pause(self._backoff.failed(error.retry_after_seconds))
             else:
                 if holder == self._identity:
                     _log.info("This replica leads: %s holds the Lease %s.", self._identity, LEASE_NAME)
@@ -115,21 +128,23 @@ class Leader:
                 self._said.warn(
                     f"Waiting for the Lease {self._namespace}/{LEASE_NAME}, which {holder} holds."
                 )
-            self._pause()
+                left = self._term.runs_out_in(self._clock())
+                self._pause(max(0.0, min(self._lease_seconds * _LOOK_PART, left)))
         return False
 
     def run(self) -> None:
         """Renew until the stop event is set. Raises Fatal when another replica leads."""
-        while not self._stop.is_set():
-            self._pause()
-            if self._stop.is_set():
-                return
+        wait = self._lease_seconds * _RENEW_PART
+        while not self._pause(wait):
             try:
                 holder = self._try()
             except ApiError as error:
                 # Without a renewal `check` soon fails and nothing is written; the Lease may still be ours.
                 self._said.warn(f"The Lease is not renewed: {explain(error, self._path, self._api.server)}")
+                wait = self._backoff.failed(error.retry_after_seconds)
                 continue
+            wait = self._lease_seconds * _RENEW_PART
+            self._backoff.succeeded()
             if holder != self._identity:
                 self._term.lost()
                 raise Fatal(
@@ -151,6 +166,7 @@ class Leader:
         if not self.is_valid():
             return
         self._term.lost()
+        self._kept = None
         try:
             record = self._read()
             if record.holder == self._identity:
@@ -158,22 +174,25 @@ class Leader:
         except ApiError as error:
             _log.warning("The Lease could not be released, so others wait until it runs out: %s", error)
 
-    def _pause(self) -> None:
-        self._stop.wait(self._lease_seconds * _RETRY_PART)
+    def _pause(self, seconds: float) -> bool:
+        """Wait; return whether the stop event is set."""
+        return self._stop.wait(seconds)
 
     def _try(self) -> str:
-        """Read the Lease, and write it if that is due; return who holds it then."""
+        """Write the Lease if that is due, unread where nobody else can have written it; return who holds it then."""
         asked_at = self._clock()
-        record = self._read()
+        kept, self._kept = self._kept, None
+        record = kept or self._read()
         if not self._term.may_take(record, self._clock()):
             return record.holder
         try:
-            self._write(record, holder=self._identity, duration_seconds=round(self._lease_seconds))
+            written = self._write(record, holder=self._identity, duration_seconds=round(self._lease_seconds))
         except ApiError as error:
-            if error.status == 409:  # somebody else was faster
-                return self._read().holder or "another replica"
+            if error.status == 409:  # somebody else was faster, or has touched it
+                return self._try() if kept else self._read().holder or "another replica"
             raise
         self._term.won(asked_at)
+        self._kept = written
         return self._identity
 
     def _read(self) -> LeaseRecord:
@@ -183,6 +202,9 @@ class Leader:
             if error.status == 404 and error.reason == "NotFound":
                 return LeaseRecord()
             raise
+        return self._parse(lease)
+
+    def _parse(self, lease: Object) -> LeaseRecord:
         try:
             spec = mapping(lease.get("spec") or {}, "spec")
             return LeaseRecord(
@@ -200,7 +222,7 @@ class Leader:
         except Invalid as error:
             raise ApiError(0, f"The Lease {self._namespace}/{LEASE_NAME} cannot be read: {error}") from error
 
-    def _write(self, record: LeaseRecord, *, holder: str, duration_seconds: int) -> None:
+    def _write(self, record: LeaseRecord, *, holder: str, duration_seconds: int) -> LeaseRecord:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         is_new_term = bool(holder) and holder != record.holder
         lease: Object = {
@@ -218,6 +240,5 @@ class Leader:
         if record.version:
             # With the version that was read, two replicas cannot both succeed.
             lease["metadata"]["resourceVersion"] = record.version
-            self._api.replace(self._path, lease)
-        else:
-            self._api.create(in_namespace(LEASES, self._namespace), lease)
+            return self._parse(self._api.replace(self._path, lease))
+        return self._parse(self._api.create(in_namespace(LEASES, self._namespace), lease))

@@ -12,6 +12,8 @@ HELP = {
     "lbless_operator_waiting": "ClusterIPs that wait to be looked at.",
     "lbless_operator_reconciles": "ClusterIPs looked at since the start.",
     "lbless_operator_writes": "Statuses written since the start.",
+    "lbless_operator_awaited_lists": "LISTs that are due and not completed.",
+    "lbless_operator_view_age_seconds": "Time since the last complete round of LISTs began; infinite before it.",
     "lbless_operator_beat_age_seconds": "Time since the reconciler came round last.",
 }
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from lab.controlplane import ControlPlane
 from lab.errors import LabError
+from lab.faultproxy import FaultProxy
 from lab.progress import Silence
 from lab.rest import APPLY_PATCH, ApiError
 from lbless_api.digest import applied_digest
@@ -197,11 +198,27 @@ class Operator:
         self._started.append(process)
         return process
 
+    def start_behind(self, proxy: FaultProxy, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a replica that knows the API server as `proxy`."""
+        kubeconfig = self._control_plane.kubeconfig_for_service_account(
+            NAMESPACE, "lbless-operator", server=proxy.outside_url
+        )
+        return self.start(*arguments, kubeconfig=kubeconfig)
+
 
 def log_of(process: subprocess.Popen[bytes]) -> str:
     """All that a program has said so far."""
     path: Path = process.log_path  # type: ignore[attr-defined] # set by Operator.start
     return path.read_text()
+
+
+def await_log(process: subprocess.Popen[bytes], text: str, timeout_seconds: float = 20) -> str:
+    """Return the first line of the log that contains a text, once there is one."""
+
+    def said() -> str | None:
+        return next((line for line in log_of(process).splitlines() if text in line), None)
+
+    return str(until(f"the operator to say {text!r}", said, timeout_seconds))
 
 
 def end(process: subprocess.Popen[bytes], number: int = signal.SIGTERM, timeout_seconds: float = 10) -> int:
@@ -254,6 +271,10 @@ class World:
         if agent:
             self.agents.add(name, f"{address}/16", lease_age_seconds=lease_age_seconds, **agent_options)
         return name
+
+    def beside(self, number: int) -> str:
+        """Another address that no other test has."""
+        return f"10.80.{220 + number}.{self.ip.rpartition('.')[2]}"
 
     def nodes(self, *shorts: str) -> list[str]:
         """Several Nodes with living agents."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import signal
 import socket
-import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -21,6 +20,7 @@ from cluster.operatorworld import (
     Agents,
     Operator,
     World,
+    await_log,
     conditions,
     end,
     log_of,
@@ -61,15 +61,6 @@ def free_port() -> int:
     """A port that nobody listened on a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
-
-
-def await_log(process: subprocess.Popen[bytes], text: str, timeout_seconds: float = 20) -> str:
-    """Return the line of the log that contains a text."""
-
-    def said() -> str | None:
-        return next((line for line in log_of(process).splitlines() if text in line), None)
-
-    return str(until(f"the operator to say {text!r}", said, timeout_seconds))
 
 
 def test_a_wrong_kubeconfig_is_one_sentence_and_status_1(program: Operator, tmp_path: Path):

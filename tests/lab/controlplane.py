@@ -3,6 +3,7 @@
 Owns their start, stop and credentials; the objects that tests write are `objects`'s, the programs `programs`'s.
 """
 
+import itertools
 import json
 import shutil
 import signal
@@ -12,13 +13,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
 from lab import audit, kubeconfig
 from lab import programs as lab_programs
 from lab.errors import LabError
+from lab.host import Host
 from lab.lan import Lan
 from lab.objects import Objects
-from lab.pki import MASTERS, Authority
+from lab.pki import MASTERS, Authority, Identity
 from lab.programs import Programs
 from lab.progress import Progress
 from lab.rest import Api, ApiError
@@ -99,13 +102,40 @@ class ControlPlane(Objects):
         """Where hosts of the lab reach the API server."""
         return f"https://{self._host.address}:{API_PORT}"
 
+    @property
+    def host(self) -> Host:
+        """Where it runs."""
+        return self._host
+
+    @property
+    def address(self) -> str:
+        """Where hosts of the lab reach the API server, without its port."""
+        return self._host.address
+
+    @property
+    def authority(self) -> Path:
+        """The certificate that whatever answers as the API server must be signed by."""
+        return self._authority
+
+    def certificate(self, host: Host) -> Identity:
+        """Sign a certificate for one more server, on a host's main address and on this machine's loopback."""
+        number = next(self._certificates)
+        return self._signer.server(f"{host.name}-{number}", [host.address, "127.0.0.1"], ["localhost"])
+
     def kubeconfig_for_service_account(
-        self, namespace: str, name: str, bound_node: str | None = None, *, outside: bool = False
+        self,
+        namespace: str,
+        name: str,
+        bound_node: str | None = None,
+        *,
+        outside: bool = False,
+        server: str = "",
     ) -> Path:
         """Write a kubeconfig with a token of the account and return its path.
 
-        It is for use on the lab's hosts, or (`outside`) on this machine, out of their namespaces. With `bound_node`
-        the token names that Node and dies with it. Raises ApiError if the account or the Node does not exist.
+        It is for use on the lab's hosts, or (`outside`) on this machine, out of their namespaces; `server` is another
+        URL than the API server's own, such as a fault proxy's. With `bound_node` the token names that Node and dies
+        with it. Raises ApiError if the account or the Node does not exist.
         """
         spec: dict[str, Any] = {"expirationSeconds": TOKEN_SECONDS}
         if bound_node is not None:
@@ -116,11 +146,11 @@ class ControlPlane(Objects):
             f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token",
             {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec},
         )
-        label = ".".join(
-            part for part in (namespace, name, bound_node, "outside" if outside else None) if part
-        )
+        server = server or (self._outside_url if outside else self.url)
+        # Not with its colon: $KUBECONFIG is a list of paths that colons part.
+        reached = urlsplit(server).netloc.replace(":", "-")
+        label = ".".join(part for part in (namespace, name, bound_node, reached) if part)
         path = self._directory / f"{label}.kubeconfig"
-        server = self._outside_url if outside else self.url
         return kubeconfig.with_token(path, server, self._authority, answer["status"]["token"])
 
     def kubectl(
@@ -192,8 +222,9 @@ class ControlPlane(Objects):
         self._progress.say("the control plane is ready")
 
     def _make_credentials(self) -> None:
-        authority = Authority(self._directory / "pki")
+        authority = self._signer = Authority(self._directory / "pki")
         self._authority = authority.certificate
+        self._certificates = itertools.count(1)
         names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"]
         self._server = authority.server(
             "kube-apiserver", [self._host.address, "127.0.0.1", "10.96.0.1"], names

@@ -64,8 +64,11 @@ class Installation:
         for program, host in list(self._running):
             self.stop(program, host)
 
-    def start(self, program: str, host: Host, *arguments: str) -> None:
-        """Start a program on a host: the operator on the control plane's, the others on nodes."""
+    def start(self, program: str, host: Host, *arguments: str, server: str = "") -> None:
+        """Start a program on a host: the operator on the control plane's, the others on nodes.
+
+        `server` is the URL that it is to take for the API server's, such as a fault proxy's.
+        """
         key = (program, host.name)
         if key in self._running and self._running[key].poll() is None:
             raise LabError(f"{program} runs on {host.name} already")
@@ -74,7 +77,9 @@ class Installation:
         if program != DATAPLANE:
             bound = host.name if program == SYNC else None
             account = OPERATOR if program == OPERATOR else "lbless-node"
-            kubeconfig = self.control_plane.kubeconfig_for_service_account(NAMESPACE, account, bound)
+            kubeconfig = self.control_plane.kubeconfig_for_service_account(
+                NAMESPACE, account, bound, server=server
+            )
             environment["KUBECONFIG"] = str(kubeconfig)
             command += ["--namespace", NAMESPACE]
         if program != OPERATOR:

@@ -233,3 +233,27 @@ def test_many_threads_share_one_api(fake: FakeApi, url: str) -> None:
 )
 def test_each_refusal_says_what_to_do(path: str, status: int, words: str) -> None:
     assert words in explain(ApiError(status, "why"), path, "https://server")
+
+
+def test_the_head_of_a_watch_is_not_waited_for_as_long_as_its_events(fake: FakeApi, url: str) -> None:
+    fake.put("n1")
+    fake.refusals = [(-1, b"")]
+    api = Api(client.Configuration(host=url))
+    with pytest.raises(ApiError, match="nothing was heard for too long") as error:
+        api.watch(NODES, "1", read_timeout_seconds=0.2, silence_seconds=60)
+    assert error.value.timed_out
+    watch = api.watch(NODES, "1", read_timeout_seconds=60, silence_seconds=0.2)
+    assert next(watch).object["metadata"]["name"] == "n1"
+    with pytest.raises(ApiError, match="nothing was heard for too long"):
+        next(watch)
+
+
+def test_only_a_server_that_may_still_be_working_is_given_more_time(fake: FakeApi, url: str) -> None:
+    fake.refusals = [(0, b""), (500, b"no"), (-1, b"")]
+    api = Api(client.Configuration(host=url), read_timeout_seconds=0.2)
+    timed_out = []
+    for _ in range(3):
+        with pytest.raises(ApiError) as error:
+            api.get(NODES)
+        timed_out.append(error.value.timed_out)
+    assert timed_out == [False, False, True]

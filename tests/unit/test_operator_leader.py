@@ -82,9 +82,11 @@ class OneLease:
     fails: bool = False
     server: str = "fake"
     writes: list[str] = field(default_factory=list)
+    reads: int = 0
 
     def get(self, _path: str) -> dict[str, Any]:
         self._check()
+        self.reads += 1
         if self.lease is None:
             raise ApiError(404, "not found", reason="NotFound")
         return self.lease
@@ -177,11 +179,81 @@ def test_a_leader_that_finds_another_ones_name_ends_with_a_sentence(monkeypatch:
     assert one.acquire()
     one.release()
     assert other.acquire()
-    monkeypatch.setattr(one, "_pause", lambda: None)
+    monkeypatch.setattr(one, "_pause", lambda _seconds: False)
     with pytest.raises(
         Fatal, match=r"The Lease lbless-system/lbless-operator was lost to b: this replica ends\."
     ):
         one.run()
+
+
+def renew(one: Leader, clock: FakeClock, times: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Let a leader renew so many times; return how long it waited before each."""
+    waited: list[float] = []
+
+    def pause(seconds: float) -> bool:
+        waited.append(seconds)
+        clock.now += seconds
+        return len(waited) > times
+
+    monkeypatch.setattr(one, "_pause", pause)
+    one.run()
+    return waited[:times]
+
+
+def test_a_renewal_is_one_write_and_no_read_every_fifth_of_the_term(monkeypatch: pytest.MonkeyPatch):
+    api, clock = OneLease(), FakeClock()
+    one = leader(api, "a", clock)
+    assert one.acquire()
+    reads = api.reads
+    assert renew(one, clock, 10, monkeypatch) == [3.0] * 10
+    assert (api.reads, len(api.writes)) == (reads, 11)
+    one.check()
+
+
+def test_a_lease_that_somebody_touched_is_read_and_renewed_all_the_same(monkeypatch: pytest.MonkeyPatch):
+    api, clock = OneLease(), FakeClock()
+    one = leader(api, "a", clock)
+    assert one.acquire()
+    reads = api.reads
+    assert api.lease is not None
+    api._store({**api.lease, "metadata": {**api.lease["metadata"], "labels": {"touched": "yes"}}})
+    renew(one, clock, 2, monkeypatch)
+    assert api.reads == reads + 1
+    one.check()
+
+
+def test_after_a_failure_it_reads_before_it_writes_and_hurries(monkeypatch: pytest.MonkeyPatch):
+    api, clock = OneLease(), FakeClock()
+    one = leader(api, "a", clock)
+    assert one.acquire()
+    reads = api.reads
+    api.fails = True
+    waited = renew(one, clock, 3, monkeypatch)
+    assert waited[0] == 3
+    assert max(waited[1:]) <= 2
+    api.fails = False
+    renew(one, clock, 1, monkeypatch)
+    assert api.reads == reads + 1
+
+
+def test_who_waits_wakes_at_the_moment_when_the_lease_runs_out(monkeypatch: pytest.MonkeyPatch):
+    api, clock = OneLease(), FakeClock()
+    one, other = leader(api, "a", clock), leader(api, "b", clock)
+    assert one.acquire()
+    clock.now += 0.7
+    seen_at, waited = clock.now, []
+
+    def pause(seconds: float) -> bool:
+        waited.append(seconds)
+        clock.now += seconds
+        return False
+
+    monkeypatch.setattr(other, "_pause", pause)
+    assert other.acquire()
+    assert clock.now == pytest.approx(seen_at + 15)
+    assert max(waited) <= 2
+    with pytest.raises(NotLeading):
+        one.check()
 
 
 def test_an_api_server_that_is_away_costs_the_right_to_write_but_not_the_lease():

@@ -15,6 +15,7 @@ from kubernetes import client
 from lbless_api.clusterip import PodWorkload
 from lbless_api.selectors import LabelSelector
 from lbless_edge.kube import CLUSTERIPS, NODES, Api
+from lbless_edge.patience import Patience
 from lbless_operator import lister as module
 from lbless_operator import mailbox as module_mailbox
 from lbless_operator.facts import Kind, Scope, Seen
@@ -114,6 +115,38 @@ def test_what_is_waited_for_is_said_once_and_that_it_is_over_too(fake, caplog, s
     said = [record.getMessage() for record in caplog.records if record.name == "lbless.operator"]
     assert len([line for line in said if line.startswith(sentence)]) == 1
     assert said[-1].endswith("answers every LIST again.")
+
+
+def test_a_list_that_is_not_answered_is_named_once_and_waited_for_longer_each_time(
+    fake: FakeApi, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "SAY_SECONDS", 0.05)
+    monkeypatch.setattr(module, "Patience", lambda: Patience(first_seconds=0.2))
+    fake.refusals = [(-1, b"")] * 4
+    scopes = [NODE_SCOPE, Scope(Kind.POD, "shop")]
+    with caplog.at_level(logging.INFO), listing(fake, *scopes) as (lister, got):
+        wait_for(lambda: "and is waited for" in caplog.text, "a word about what is waited for")
+        assert lister.awaited == set(scopes)
+        assert lister.view_age_seconds == float("inf")
+        wait_for(lambda: rounds(got), "a round")
+        assert lister.awaited == set()
+        assert lister.view_age_seconds < 10
+    said = [record.getMessage() for record in caplog.records if record.name == "lbless.operator"]
+    (named,) = [line for line in said if "and is waited for" in line]
+    assert named.startswith("Nothing is decided: ")
+    assert "to LIST nodes, pods in shop, and" in named
+    assert len([line for line in said if "nothing was heard for too long" in line]) == 1
+    assert said[-1].endswith("answers every LIST again.")
+    # Twice each: 0.2 s, 0.4 s, and a third time in which the answer came.
+    assert fake.count(watch=False) == 6
+
+
+def test_of_a_round_only_what_failed_is_asked_for_again(fake: FakeApi):
+    fake.refusals = [(500, b"no")]
+    scopes = [NODE_SCOPE, Scope(Kind.AGENT), Scope(Kind.LEASE, "lbless-system")]
+    with listing(fake, *scopes) as (_, got):
+        wait_for(lambda: rounds(got), "a round")
+    assert fake.count(watch=False) == 4
 
 
 def test_an_api_server_without_servicecidrs_has_none(fake: FakeApi):

@@ -1,0 +1,113 @@
+"""The operator without the permission to list something: whatever it is, nothing changes, and that is said."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.operatorworld import (
+    NAMESPACE,
+    RBAC,
+    Agents,
+    Operator,
+    World,
+    await_log,
+    conditions,
+    end,
+    log_of,
+    until,
+)
+from lab.controlplane import ControlPlane
+
+pytestmark = [pytest.mark.root, pytest.mark.apiserver]
+
+_numbers = itertools.count(160)
+
+
+@pytest.fixture(scope="module")
+def agents(control_plane: ControlPlane) -> Iterator[Agents]:
+    control_plane.apply(RBAC)
+    agents = Agents(control_plane)
+    yield agents
+    agents.close()
+
+
+@pytest.fixture
+def program(control_plane: ControlPlane, tmp_path: Path) -> Iterator[Operator]:
+    program = Operator(control_plane, tmp_path)
+    yield program
+    program.close()
+
+
+def without(rules: list[dict[str, Any]], plural: str) -> list[dict[str, Any]]:
+    """Access rules less those that allow to list a resource."""
+    lacking = []
+    for rule in rules:
+        kept = [r for r in rule["resources"] if r != plural or "list" not in rule["verbs"]]
+        if kept:
+            lacking.append({**rule, "resources": kept})
+    return lacking
+
+
+@pytest.fixture(scope="module")
+def assigned(control_plane: ControlPlane, agents: Agents, tmp_path_factory: pytest.TempPathFactory):
+    """ClusterIPs of every kind of workload, assigned by an operator that has ended."""
+    number = next(_numbers)
+    world = World(control_plane, agents, f"f{number}", number)
+    program = Operator(control_plane, tmp_path_factory.mktemp("first"))
+    a, b = world.nodes("a", "b")
+    labels = {"app": "web"}
+    for node in (a, b):
+        control_plane.make_pod(world.namespace, f"web-{node}", node, labels=labels)
+    control_plane.make_service(world.namespace, "web", selector=labels)
+    world.clusterip("stays")
+    world.clusterip("pods", ip=world.beside(1), workload={"podSelector": {"matchLabels": labels}})
+    world.clusterip("service", ip=world.beside(2), workload={"serviceRef": {"name": "web"}})
+    operator = program.start()
+    for name in ("stays", "pods", "service"):
+        world.wait_shares({a: 8, b: 8}, name)
+        world.wait_condition("Programmed", "True", "Programmed", name)
+    assert end(operator) == 0
+    yield world
+    program.close()
+    world.close()
+
+
+@pytest.mark.parametrize(
+    "plural", ["clusterips", "clusteripnodes", "nodes", "leases", "pods", "endpointslices", "servicecidrs"]
+)
+def test_without_the_permission_to_list_one_resource_nothing_changes_and_that_is_said(
+    assigned: World, program: Operator, plural: str
+) -> None:
+    group = "/apis/rbac.authorization.k8s.io/v1"
+    role = f"{group}/clusterroles/lbless-operator"
+    if plural == "leases":
+        role = f"{group}/namespaces/{NAMESPACE}/roles/lbless-operator"
+    rules = assigned.control_plane.api("GET", role)["rules"]
+    names = ("stays", "pods", "service")
+    before = {name: assigned.get(name) for name in names}
+    assigned.control_plane.api("PATCH", role, {"rules": without(rules, plural)})
+    try:
+        operator = program.start()
+        line = await_log(operator, "Nothing is decided: A permission is missing, grant it")
+        assert f"{plural}" in line
+        assert "is forbidden" in line
+        time.sleep(2)  # more attempts, which are not worth a line each
+        assert log_of(operator).count("A permission is missing") == 1
+        assert {name: assigned.get(name) for name in names} == before
+    finally:
+        assigned.control_plane.api("PATCH", role, {"rules": rules})
+    await_log(operator, "answers every LIST again", 30)
+    # It works again, on all that it knew before.
+    assigned.patch({"spec": {"drainTimeoutSeconds": 200 + len(plural)}}, "stays")
+    generation = assigned.get("stays")["metadata"]["generation"]
+    until("its work", lambda: assigned.get("stays")["status"]["observedGeneration"] == generation)
+    for name in names:
+        assert assigned.get(name)["status"]["assignments"] == before[name]["status"]["assignments"]
+        assert assigned.get(name)["status"]["epoch"] == before[name]["status"]["epoch"]
+        assert conditions(assigned.get(name))["Ready"]["status"] == "True"
