@@ -5,6 +5,7 @@ Owns those files. One is written before the kernel is touched and removed when n
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,7 +50,7 @@ class LastGood:
         if self._kept.get(uid) == (document.clusterip, interface):
             return
         self._kept[uid] = (document.clusterip, interface)
-        value: JSON = {"interface": interface, "clusterIP": document.json}
+        value: JSON = {"interface": interface, "clusterIP": json.loads(document.content)}
         files.write_json(self._directory / f"{uid}.json", value, durable=False)
 
     def drop(self, uid: str) -> None:

@@ -249,11 +249,12 @@ class Reconciler:
     ) -> dict[str, int]:
         """The epochs that the kernel has, also those that want nothing here and left nothing here."""
         applied = {}
+        left = self._last_good.clusterips()
         served = [v for v in decision.vips.values() if self.programming.installed.get(v.ip) == v]
         there = self._addresses.on_links(self._places(served))
         for uid, clusterip in counted.items():
             vip = decision.vips.get(uid)
-            gone = clusterip.epoch > 0 and uid not in self._last_good.clusterips()
+            gone = clusterip.epoch > 0 and uid not in left
             done = vip.ip in there if vip else gone
             if done and uid not in failures:
                 applied[uid] = clusterip.epoch
