@@ -66,7 +66,11 @@ def read_bytes(path: Path) -> bytes:
 
 def read_json(path: Path) -> object:
     """Return what a JSON file holds; raises FileNotFoundError, and Invalid for every other fault."""
-    content = read_bytes(path)
+    return parse_json(path, read_bytes(path))
+
+
+def parse_json(path: Path, content: bytes) -> object:
+    """Return what the content of a JSON file says; raises Invalid, naming the file."""
     if not content:
         raise Invalid(f"{path} is empty: its writer was interrupted, or it was truncated.")
     try:

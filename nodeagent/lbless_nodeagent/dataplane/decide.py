@@ -1,11 +1,12 @@
 """What of the desired state this node serves, where, and what it must refuse: pure functions.
 
-Owns the decision alone: values in, values out. Nothing is read and nothing is changed here.
+Owns the decision alone: values in, values out. Nothing is read and nothing is changed here, but for what
+`Decider` remembers of its last answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -101,3 +102,85 @@ def decide(
 def failure(clusterip: ClusterIP, reason: str, message: str) -> Outstanding:
     """A failure of a ClusterIP whose state could be read."""
     return Outstanding(clusterip.identity.uid, clusterip.identity.key, clusterip.epoch, reason, message)
+
+
+class Decider:
+    """`decide`, which decides again only what may have another answer than the last time.
+
+    What becomes of a ClusterIP follows from itself, from those with the same address, and from what the
+    node looks like. `wanted` are the Vips of the last decision by address; like the decision, it is the
+    very same object as long as it says the same.
+    """
+
+    def __init__(self, node: str, engine_refusal: Callable[[Vip], str | None]) -> None:
+        self._node = node
+        self._engine_refusal = engine_refusal
+        self._counted: Mapping[str, ClusterIP] = {}
+        self._claimants: dict[IPv4Address, set[str]] = {}
+        self._interfaces: Sequence[Interface] = ()
+        self._in_use = Taken()
+        self._decision = Decision({}, frozenset(), {})
+        self.wanted: Mapping[IPv4Address, Vip] = {}
+
+    def decide(
+        self, counted: Mapping[str, ClusterIP], interfaces: Sequence[Interface], in_use: Taken
+    ) -> Decision:
+        """Return what `decide` does for all of `counted`, which are by UID."""
+        former = self._counted
+        changed = {uid for uid, clusterip in counted.items() if former.get(uid) is not clusterip}
+        changed |= former.keys() - counted.keys()
+        self._counted = counted
+        again = changed | self._claim(changed, former) | self._concerned(interfaces, in_use)
+        self._interfaces, self._in_use = interfaces, in_use
+        if again:
+            clusterips = [counted[uid] for uid in again if uid in counted]
+            self._take_over(again, decide(self._node, clusterips, interfaces, in_use, self._engine_refusal))
+        return self._decision
+
+    def _concerned(self, interfaces: Sequence[Interface], in_use: Taken) -> Set[str]:
+        """Those that may fare otherwise because the node looks otherwise."""
+        if _matters(self._interfaces) != _matters(interfaces) or self._in_use.ranges != in_use.ranges:
+            return self._counted.keys()
+        before, now = self._in_use.addresses, in_use.addresses
+        if before == now:
+            return set()
+        touched = [ip for ip in before.keys() | now.keys() if before.get(ip) != now.get(ip)]
+        return {uid for ip in touched for uid in self._claimants.get(ip, ())}
+
+    def _claim(self, changed: Iterable[str], former: Mapping[str, ClusterIP]) -> set[str]:
+        """Note who claims which address, and return whoever claims one that a changed one claims or did."""
+        rivals: set[str] = set()
+        for clusterips, claims in ((former, False), (self._counted, True)):
+            for uid in changed:
+                clusterip = clusterips.get(uid)
+                if clusterip:
+                    claimants = self._claimants.setdefault(clusterip.spec.ip, set())
+                    if claims:
+                        claimants.add(uid)
+                    else:
+                        claimants.discard(uid)
+                    rivals |= claimants
+                    if not claimants:
+                        del self._claimants[clusterip.spec.ip]
+        return rivals
+
+    def _take_over(self, again: Set[str], made: Decision) -> None:
+        last = self._decision
+        # A Vip that came out the same stays the same object, so that the engine need not compare it.
+        vips = {u: former if (former := last.vips.get(u)) == vip else vip for u, vip in made.vips.items()}
+        self._decision = Decision(
+            vips={**{u: v for u, v in last.vips.items() if u not in again}, **vips},
+            elsewhere=(last.elsewhere - again) | made.elsewhere,
+            failures={**{u: f for u, f in last.failures.items() if u not in again}, **made.failures},
+        )
+        gone = {last.vips[uid].ip for uid in again if uid in last.vips}
+        wanted = dict(self.wanted)
+        for ip in gone:
+            del wanted[ip]
+        wanted.update((vip.ip, vip) for vip in vips.values())
+        self.wanted = self.wanted if wanted == self.wanted else wanted
+
+
+def _matters(interfaces: Iterable[Interface]) -> list[tuple[object, ...]]:
+    """What of the interfaces decides which one carries an address: not their carrier, for one."""
+    return [(interface.name, interface.addresses) for interface in interfaces]

@@ -8,23 +8,29 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 
 from inotify_simple import INotify, flags, masks
 
 from lbless_api.clusterip import ClusterIP, is_uid, parse_clusterip, parse_identity
 from lbless_api.fields import Invalid, integer, mapping
-from lbless_api.node import JSON, Outstanding
+from lbless_api.node import Outstanding
 from lbless_api.state import COMPLETE, INTENT, NODE, DesiredNode, Intent, parse_complete, parse_desired_node
 from lbless_nodeagent import files
+
+_SUFFIX = ".json"
+_LOST = "StateLost"
+_HIDDEN = frozenset({COMPLETE, NODE})
+"""Of the names that begin with a dot those that are read; the others are sync's temporary files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A ClusterIP with the JSON that it was read from."""
+    """A ClusterIP with the JSON text that it was read from."""
 
     clusterip: ClusterIP
-    json: JSON
+    content: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,75 +49,111 @@ class Desired:
 
 
 class DesiredDirectory:
-    """Reads desired/. A file that did not change since the last reading is not parsed again."""
+    """Reads desired/: what inotify names, and after `forget` all of it.
+
+    What did not change is the very same object as before, the whole `Desired` as well as each part of it.
+    """
 
     def __init__(self, directory: Path, boot_id: str) -> None:
         self._directory = directory
         self._boot_id = boot_id
-        self._parsed: dict[str, tuple[_Signature, Document | Outstanding]] = {}
+        self._last = Desired()
+        self._digests: dict[str, bytes] = {}
+        self._misnamed: frozenset[str] = frozenset()
+        self._stale: set[str] = set()
+        self._all_stale = True
+        self._shrinks = False
         self._inotify = INotify(nonblocking=True)
         self._watched = -1
         self._watch()
+
+    @property
+    def documents(self) -> Mapping[str, Document]:
+        """Those of the last reading."""
+        return self._last.documents
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether changes are heard of. Without the directory they are not."""
+        return self._watched >= 0
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether a file is announced to have gone that was not read since: perhaps all of them are going."""
+        return self._shrinks
 
     def fileno(self) -> int:
         """For poll(): readable when a file changed."""
         descriptor: int = self._inotify.fileno()
         return descriptor
 
-    def drain(self) -> None:
-        """Forget what was announced, and what was parsed of the files named by it."""
+    def drain(self) -> bool:
+        """Note what was announced, to be read again, and return whether any of it matters."""
+        matters = False
         for event in self._inotify.read(timeout=0):
-            # A file may be rewritten in place twice within one tick of the file system's clock.
-            self._parsed.pop(event.name, None)
-            if event.mask & flags.Q_OVERFLOW:
-                self.forget()
-            if event.mask & flags.IGNORED and event.wd == self._watched:
-                self._watched = -1
+            if event.mask & (flags.Q_OVERFLOW | flags.IGNORED):
+                self._all_stale = matters = True
+                if event.mask & flags.IGNORED and event.wd == self._watched:
+                    self._watched = -1
+            elif event.name in _HIDDEN or _is_candidate(event.name):
+                self._stale.add(event.name)
+                self._shrinks |= bool(event.mask & (flags.DELETE | flags.MOVED_FROM))
+                matters = True
+        return matters
 
     def forget(self) -> None:
-        """Parse every file again at the next reading."""
-        self._parsed.clear()
+        """Believe nothing: read every file again at the next reading, and watch what has this name now."""
+        self._all_stale = True
+        self._watch()
 
     def read(self) -> Desired:
         """Read the directory as it is now. Never raises for what is in it."""
-        if self._watched < 0:
+        if not self.is_watched:
             self._watch()
+            self._all_stale = True
+        self.drain()
+        if not (self._all_stale or self._stale):
+            return self._last
         problems: list[str] = []
         # Before the names: sync writes it after the last file, so that no file is missed and taken for deleted.
         listed = self._read_complete(problems)
         node = self._read_node(problems)
         try:
-            with os.scandir(self._directory) as entries:
-                names = sorted(
-                    e.name for e in entries if e.name.endswith(".json") and not e.name.startswith(".")
-                )
+            names = self._names() if self._all_stale else self._stale - _HIDDEN
         except OSError as error:
             problems.append(
                 f"{self._directory} cannot be listed ({error.strerror}): everything stays as it is."
             )
-            return Desired(node=node, problems=tuple(problems))
-        documents: dict[str, Document] = {}
-        faults: dict[str, Outstanding] = {}
-        for name in names:
-            uid = name.removesuffix(".json")
-            if not is_uid(uid):
-                problems.append(f"{self._directory / ascii(name)} is not named after a UID: remove it.")
-                continue
-            try:
-                read = self._read_document(name, uid)
-            except FileNotFoundError:
-                continue  # removed since it was listed
-            if isinstance(read, Document):
-                documents[uid] = read
+            self._digests.clear()
+            self._last = Desired(node=node, problems=tuple(problems))
+            return self._last
+        documents, faults = dict(self._last.documents), dict(self._last.faults)
+        if self._all_stale:
+            for uid in (documents.keys() | faults.keys()) - {name.removesuffix(_SUFFIX) for name in names}:
+                self._drop(uid, documents, faults)
+        misnamed = set() if self._all_stale else set(self._misnamed)
+        for name in sorted(names):
+            uid = name.removesuffix(_SUFFIX)
+            if is_uid(uid):
+                self._read_document(uid, documents, faults)
+            elif os.path.lexists(self._directory / name):
+                misnamed.add(name)
             else:
-                faults[uid] = read
-        for uid in (listed or frozenset()) - documents.keys() - faults.keys():
-            path = self._directory / f"{uid}.json"
-            sentence = f"{path} was removed, and not by lbless-sync, which writes it again while it runs."
-            faults[uid] = Outstanding(uid, "", 0, "StateLost", sentence)
-        for name in self._parsed.keys() - set(names):
-            del self._parsed[name]
-        return Desired(listed is not None, documents, faults, node, tuple(problems))
+                misnamed.discard(name)
+        if misnamed:
+            problems.append(
+                f"{len(misnamed)} files in {self._directory} are not named after a UID, "
+                f"such as {ascii(min(misnamed))[:80]}: remove them."
+            )
+        self._tell_lost(listed or frozenset(), documents, faults)
+        # The directory may be going as a whole, and this file have gone after the others.
+        complete = listed is not None and self._read_complete(problems) is not None
+        self._misnamed = frozenset(misnamed)
+        self._stale, self._all_stale, self._shrinks = set(), False, False
+        self._last = _with_former_parts(
+            Desired(complete, documents, faults, node, tuple(problems)), self._last
+        )
+        return self._last
 
     def intent(self) -> Intent:
         """What ending dataplane is to mean; hold if nothing is said. Raises Invalid."""
@@ -155,25 +197,59 @@ class DesiredDirectory:
             problems.append(f"{self._directory / NODE} is left aside: {fault}")
             return None
 
-    def _read_document(self, name: str, uid: str) -> Document | Outstanding:
-        path = self._directory / name
-        signature = _signature(path)
-        known = self._parsed.get(name)
-        if known and known[0] == signature:
-            return known[1]
-        read = read_document(path, uid)
-        self._parsed[name] = (signature, read)
-        return read
+    def _names(self) -> set[str]:
+        with os.scandir(self._directory) as entries:
+            return {entry.name for entry in entries if _is_candidate(entry.name)}
+
+    def _read_document(
+        self, uid: str, documents: dict[str, Document], faults: dict[str, Outstanding]
+    ) -> None:
+        """Bring both up to date with one ClusterIP's file. One with the former content is not parsed again."""
+        path = self._directory / f"{uid}{_SUFFIX}"
+        try:
+            content = files.read_bytes(path)
+            digest = blake2b(content, digest_size=16).digest()
+            if self._digests.get(uid) == digest:
+                return
+            read = parse_document(path, content, uid)
+        except FileNotFoundError:
+            self._drop(uid, documents, faults)
+            return
+        except Invalid as fault:
+            read, digest = _unreadable(uid, fault), b""
+        self._digests[uid] = digest
+        if isinstance(read, Document):
+            documents[uid] = read
+            faults.pop(uid, None)
+        else:
+            documents.pop(uid, None)
+            faults[uid] = read
+
+    def _tell_lost(
+        self, listed: frozenset[str], documents: Mapping[str, Document], faults: dict[str, Outstanding]
+    ) -> None:
+        """A file that sync says is there, and is not, was lost and not deleted: a fault until it is back."""
+        for uid in [uid for uid, fault in faults.items() if fault.reason == _LOST]:
+            del faults[uid]
+        for uid in listed - documents.keys() - faults.keys():
+            path = self._directory / f"{uid}{_SUFFIX}"
+            sentence = f"{path} was removed, and not by lbless-sync, which writes it again while it runs."
+            faults[uid] = Outstanding(uid, "", 0, _LOST, sentence)
+
+    def _drop(self, uid: str, documents: dict[str, Document], faults: dict[str, Outstanding]) -> None:
+        self._digests.pop(uid, None)
+        documents.pop(uid, None)
+        faults.pop(uid, None)
 
 
-def read_document(path: Path, uid: str) -> Document | Outstanding:
-    """Read one ClusterIP's file, or say why it cannot be used. Raises FileNotFoundError."""
+def parse_document(path: Path, content: bytes, uid: str) -> Document | Outstanding:
+    """Parse one ClusterIP's file, or say why it cannot be used."""
     try:
-        value = files.read_json(path)
+        value = files.parse_json(path, content)
     except Invalid as fault:
-        return Outstanding(uid, "", 0, "StateUnreadable", str(fault))
+        return _unreadable(uid, fault)
     try:
-        document = Document(parse_clusterip(value), dict(mapping(value, path.name)))
+        document = Document(parse_clusterip(value), content)
         if document.clusterip.identity.uid != uid:
             raise Invalid(
                 f"metadata.uid {document.clusterip.identity.uid} is not the one in the file's name."
@@ -181,6 +257,25 @@ def read_document(path: Path, uid: str) -> Document | Outstanding:
     except Invalid as fault:
         return Outstanding(uid, _key(value), _epoch(value), fault.reason, f"{path}: {fault}")
     return document
+
+
+def _unreadable(uid: str, fault: Invalid) -> Outstanding:
+    return Outstanding(uid, "", 0, "StateUnreadable", str(fault))
+
+
+def _with_former_parts(new: Desired, former: Desired) -> Desired:
+    """`new` with each part that equals the former one replaced by it, so that `is` tells what changed."""
+    return Desired(
+        complete=new.complete,
+        documents=former.documents if new.documents == former.documents else new.documents,
+        faults=former.faults if new.faults == former.faults else new.faults,
+        node=former.node if new.node == former.node else new.node,
+        problems=new.problems,
+    )
+
+
+def _is_candidate(name: str) -> bool:
+    return name.endswith(_SUFFIX) and not name.startswith(".")
 
 
 def _key(value: object) -> str:
@@ -197,11 +292,3 @@ def _epoch(value: object) -> int:
         return integer(status.get("epoch"), "status.epoch", 0, 2**63 - 1)
     except Invalid:
         return 0
-
-
-_Signature = tuple[int, int, int, int]
-
-
-def _signature(path: Path) -> _Signature:
-    found = path.stat()
-    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino

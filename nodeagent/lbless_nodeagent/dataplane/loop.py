@@ -19,11 +19,17 @@ REPORT_SECONDS = 1.5
 """observed.json promises 2 s; the rest is for a pass that is under way."""
 
 THOROUGH_SECONDS = 30.0
-"""A pass that believes nothing: for whatever no notification told of."""
+"""What no notification told of is found by passes that believe nothing: one of files and links, and half
+way between two of those one of the rules, so that neither keeps a repair waiting for long."""
 
-_SETTLE_SECONDS = 0.005
-_SETTLE_AT_MOST_SECONDS = 0.03
+_SETTLE_SECONDS = 0.001
+_SETTLE_AT_MOST_SECONDS = 0.02
 """Changes come in bursts: a pass begins when none came for the one time, or after the other."""
+
+_GOING_SECONDS = 0.02
+_GOING_AT_MOST_SECONDS = 0.1
+"""Of a directory that somebody is emptying, the file that makes absence mean deletion may go last: where one
+file went, it is waited for that no other follows."""
 
 _PAUSE_AT_MOST_SECONDS = 0.05
 """A pass that followed the last one without a rest is followed by one of its own length, at most of this:
@@ -69,50 +75,64 @@ class Loop:
         self._rules = rules
 
     def run(self) -> None:
-        """Pass when something changed and every 30 s, report after each pass and every 1.5 s."""
+        """Pass when something changed and every 15 s, report after each pass and every 1.5 s."""
         thorough_at = time.monotonic() + THOROUGH_SECONDS
-        outcome = self._pass(thorough=False)
+        audit_at = thorough_at - THOROUGH_SECONDS / 2
+        outcome = self._pass()
         while not self._stop.is_requested():
             idle_since = time.monotonic()
-            pass_at = min(thorough_at, outcome.retry_at if outcome.retry_at is not None else thorough_at)
+            pass_at = min(thorough_at, audit_at)
+            if outcome.retry_at is not None:
+                pass_at = min(pass_at, outcome.retry_at)
             changed = self._wait(min(pass_at, idle_since + REPORT_SECONDS))
             if self._stop.is_requested():
                 break
             now = time.monotonic()
             if changed or now >= pass_at:
-                thorough = now >= thorough_at
+                thorough, audit = now >= thorough_at, now >= audit_at
                 if thorough:
                     thorough_at = now + THOROUGH_SECONDS
-                outcome = self._pass(thorough=thorough)
+                if audit:
+                    audit_at = now + THOROUGH_SECONDS
+                outcome = self._pass(thorough=thorough, audit=audit)
                 took, rested = time.monotonic() - now, now - idle_since
                 time.sleep(min(_PAUSE_AT_MOST_SECONDS, max(0.0, took - rested)))
             else:
                 self._report(outcome)
 
-    def _pass(self, *, thorough: bool) -> Outcome:
-        outcome = self._reconciler.run_pass(thorough=thorough)
+    def _pass(self, *, thorough: bool = False, audit: bool = False) -> Outcome:
+        damaged = self._reconciler.damaged()
+        if damaged:
+            self._report(damaged)
+        outcome = self._reconciler.run_pass(thorough=thorough, audit=audit)
         self._report(outcome)
         return outcome
 
     def _report(self, outcome: Outcome) -> None:
         programming = self._reconciler.programming
-        self._reporter.report(outcome, programming.report, programming.counters())
+        self._reporter.report(outcome, programming.report, programming.counters(), self._reconciler.repairs)
 
     def _wait(self, deadline: float) -> bool:
         """Wait for a change until `deadline`, then for the end of its burst; return whether one came."""
-        if not self._ready(deadline - time.monotonic()):
-            return False
+        while not self._heard(deadline - time.monotonic()):
+            if time.monotonic() >= deadline or self._stop.is_requested():
+                return False
         last = time.monotonic() + _SETTLE_AT_MOST_SECONDS
-        while time.monotonic() < last and self._ready(_SETTLE_SECONDS):
+        while time.monotonic() < last and self._heard(_SETTLE_SECONDS):
+            pass
+        last = time.monotonic() + _GOING_AT_MOST_SECONDS
+        while self._reconciler.desired.shrinks and time.monotonic() < last and self._heard(_GOING_SECONDS):
             pass
         return True
 
-    def _ready(self, seconds: float) -> bool:
+    def _heard(self, seconds: float) -> bool:
+        """Wait for a notification that long, and return whether one came that a pass is needed for."""
         ready = [descriptor for descriptor, _ in self._poll.poll(max(0.0, seconds) * 1000)]
+        matters = False
         if self._reconciler.links.fileno() in ready:
-            self._reconciler.links.drain()
+            matters |= self._reconciler.links.drain()
         if self._reconciler.desired.fileno() in ready:
-            self._reconciler.desired.drain()
+            matters |= self._reconciler.desired.drain()
         if self._rules in ready:
-            self._reconciler.programming.check()
-        return bool(ready)
+            matters |= not self._reconciler.programming.check()
+        return matters

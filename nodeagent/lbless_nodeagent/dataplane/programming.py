@@ -51,6 +51,11 @@ class Programming:
         self._single: dict[IPv4Address, _Refused] = {}
 
     @property
+    def is_intact(self) -> bool:
+        """Whether the kernel held what was applied when it was last checked, or nothing was applied yet."""
+        return self._intact or self._applied is None
+
+    @property
     def retry_at(self) -> float | None:
         """When what was refused is to be offered again, or None."""
         times = [r.retry_at for r in (self._whole, *self._single.values()) if r]
@@ -73,8 +78,8 @@ class Programming:
         self._engine.remove()
         self.installed, self._applied = {}, None
 
-    def check(self, *, audit: bool = False) -> None:
-        """Find out whether the kernel still holds what was applied; `audit` reads all of it back, and tries
+    def check(self, *, audit: bool = False) -> bool:
+        """Return whether the kernel still holds what was applied; `audit` reads all of it back, and tries
         again whether the engine works here if it did not."""
         if audit and not self.report.available:
             self.report = self._engine.probe()
@@ -92,6 +97,7 @@ class Programming:
                 _LOG.warning(
                     "Somebody changed the rules, %d times by now: they are applied again.", self.repairs
                 )
+        return self._intact
 
     def program(
         self, wanted: Vips, local_sources: frozenset[IPv4Network], now: float
@@ -107,8 +113,12 @@ class Programming:
         waiting = {
             ip: r for ip, r in self._single.items() if wanted.get(ip) == r.offered and now < r.retry_at
         }
-        offered = {ip: self.installed.get(ip) if ip in waiting else vip for ip, vip in wanted.items()}
-        target = Wanted({ip: vip for ip, vip in offered.items() if vip}, local_sources)
+        if waiting:
+            offered = {ip: self.installed.get(ip) if ip in waiting else vip for ip, vip in wanted.items()}
+            wanted_now: Vips = {ip: vip for ip, vip in offered.items() if vip}
+        else:
+            wanted_now = wanted
+        target = Wanted(wanted_now, local_sources)
         if self._applied != target or not self._intact:
             self._bring(target, now)
         if self._whole:
@@ -178,7 +188,7 @@ class Programming:
         except EngineError as error:
             self._applied, self._intact = None, False
             return str(error)
-        self.installed, self.local_sources = dict(wanted.vips), wanted.local_sources
+        self.installed, self.local_sources = wanted.vips, wanted.local_sources
         self._applied, self._intact = wanted, True
         return None
 

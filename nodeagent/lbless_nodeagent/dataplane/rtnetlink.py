@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
-from ipaddress import IPv4Address
-from typing import Any, TypeVar
+from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, nla, nlmsg
@@ -29,15 +28,12 @@ from pyroute2.netlink.rtnl import (
     RTMGRP_LINK,
 )
 
-from lbless_nodeagent.dataplane.network import Address, AddressKey, GroupKey, Link, Network
-
-T = TypeVar("T")
+from lbless_nodeagent.dataplane.network import AddressKey, GroupKey, Link, Network
+from lbless_nodeagent.dataplane.rtdump import Dumps
 
 _ARPHRD_ETHER = 1
 _IFF_NOARP = 0x80
-_IFA_F_DEPRECATED = 0x20
 _MAIN_TABLE = 254
-_UNICAST = 1
 _DUMP_ATTEMPTS = 5
 
 
@@ -48,32 +44,37 @@ class LinkError(Exception):
 class _Part(Enum):
     """What is read at once, and read again only when something in it changed."""
 
-    LINKS = "links and the groups that they joined"
+    LINKS = "links and their settings"
+    GROUPS = "groups that links joined"
     ADDRESSES = "addresses"
     ROUTES = "routes"
 
 
 class Rtnetlink:
-    """Requests over one socket, notifications over another. For one thread, which runs no event loop."""
+    """Changes over one socket, dumps and notifications over others. For one thread, which runs no event loop."""
 
     def __init__(self) -> None:
         self._route = IPRoute()
+        self._dumps = Dumps()
         self._notice = _ChangeNotice()
         self._network = Network()
         self._stale = set(_Part)
 
     def close(self) -> None:
-        """Close both."""
+        """Close all."""
         self._notice.close()
+        self._dumps.close()
         self._route.close()
 
     def fileno(self) -> int:
         """For poll(): readable when a link, an IPv4 address or an IPv4 route changed."""
         return self._notice.fileno()
 
-    def drain(self) -> None:
-        """Note what was announced: `read` will read it again."""
-        self._stale |= self._notice.drain()
+    def drain(self) -> bool:
+        """Note what was announced, for `read` to read it again; return whether it was anything of use."""
+        changed = self._notice.drain()
+        self._stale |= changed
+        return bool(changed)
 
     def read(self, *, thorough: bool = False) -> Network:
         """Return the network as it is now; raises LinkError.
@@ -98,20 +99,12 @@ class Rtnetlink:
     def _read(self, part: _Part) -> dict[str, Any]:
         """Return the fields of Network that are of that part."""
         if part is _Part.LINKS:
-            links = map(_link, self._dump(self._route.get_links))
-            entries = self._dump(lambda: self._route.fdb("dump"))
-            groups = ((entry["ifindex"], (entry.get("lladdr") or "").lower()) for entry in entries)
-            return {
-                "links": {link.index: link for link in links},
-                "groups": frozenset((index, mac) for index, mac in groups if _is_group(mac)),
-            }
+            return {"links": {link.index: link for link in map(_link, self._links())}}
+        if part is _Part.GROUPS:
+            return {"groups": self._dumps.groups()}
         if part is _Part.ADDRESSES:
-            addresses = self._dump(lambda: self._route.get_addr(family=socket.AF_INET))
-            return {"addresses": tuple(map(_address, addresses))}
-        routes = self._dump(
-            lambda: self._route.get_routes(family=socket.AF_INET, table=_MAIN_TABLE, type=_UNICAST)
-        )
-        return {"gateways": frozenset(hop for route in routes for hop in _next_hops(route))}
+            return {"addresses": self._dumps.addresses()}
+        return {"gateways": self._dumps.gateways()}
 
     def add_address(self, key: AddressKey) -> None:
         """Add a shared address: a /32, valid for ever, but deprecated at once so that nothing picks it.
@@ -135,7 +128,7 @@ class Rtnetlink:
 
     def join_group(self, key: GroupKey) -> None:
         """Open a link's filter for frames to a multicast MAC; raises LinkError."""
-        self._stale.add(_Part.LINKS)  # it is not announced
+        self._stale.add(_Part.GROUPS)  # it is not announced
         self._change(
             f"The link cannot join group {key[1]}",
             lambda: self._route.fdb("append", ifindex=key[0], lladdr=key[1]),
@@ -143,7 +136,7 @@ class Rtnetlink:
 
     def leave_group(self, key: GroupKey) -> None:
         """Close a link's filter again; the group or the link may be gone. Raises LinkError."""
-        self._stale.add(_Part.LINKS)  # it is not announced
+        self._stale.add(_Part.GROUPS)  # it is not announced
         self._change(
             f"The link cannot leave group {key[1]}",
             lambda: self._route.fdb("del", ifindex=key[0], lladdr=key[1]),
@@ -173,12 +166,12 @@ class Rtnetlink:
             if error.code not in gone:
                 raise LinkError(f"{failed}: the kernel says {error.args[1]}.") from None
 
-    def _dump(self, dump: Callable[[], Iterable[T]]) -> list[T]:
+    def _links(self) -> list[Any]:
         """A dump during which something changed is incomplete: the kernel says so, and it is repeated."""
         for _ in range(_DUMP_ATTEMPTS - 1):
             with suppress(NetlinkDumpInterrupted):
-                return list(dump())
-        return list(dump())
+                return list(self._route.get_links())
+        return list(self._route.get_links())
 
 
 class _ChangeNotice:
@@ -211,30 +204,32 @@ class _ChangeNotice:
                 # More changed than the buffer holds, and some of it was dropped.
                 changed |= set(_Part)
             else:
-                changed |= {_PARTS.get(kind, _Part.LINKS) for kind in _kinds(received)}
+                for kind, table in _messages(received):
+                    if kind not in _ROUTES or table == _MAIN_TABLE:
+                        changed |= _PARTS.get(kind, _LINK_PARTS)
 
 
 _NOTICE_BYTES = 65536
+_ROUTES = (RTM_NEWROUTE, RTM_DELROUTE)
+_LINK_PARTS = {_Part.LINKS, _Part.GROUPS}
 _PARTS = {
-    RTM_NEWADDR: _Part.ADDRESSES,
-    RTM_DELADDR: _Part.ADDRESSES,
-    RTM_NEWROUTE: _Part.ROUTES,
-    RTM_DELROUTE: _Part.ROUTES,
+    RTM_NEWADDR: {_Part.ADDRESSES},
+    RTM_DELADDR: {_Part.ADDRESSES},
+    RTM_NEWROUTE: {_Part.ROUTES},
+    RTM_DELROUTE: {_Part.ROUTES},
 }
 
 
-def _kinds(received: bytes) -> Iterator[int]:
-    """The types of the netlink messages in a datagram: each begins with its length and its type."""
+def _messages(received: bytes) -> Iterator[tuple[int, int]]:
+    """The type of each netlink message in a datagram, and of a route its table (rtm_table).
+
+    Each begins with its length and its type; each shared address has a route in table local.
+    """
     offset = 0
     while offset + 16 <= len(received):
         length, kind = struct.unpack_from("=IH", received, offset)
-        yield kind
+        yield kind, received[offset + 20] if length > 20 else 0
         offset += max(16, (length + 3) & ~3)
-
-
-def _is_group(mac: str) -> bool:
-    """Not by the entry's flags: a bridge keeps its own groups among those of its ports."""
-    return mac != "" and int(mac[:2], 16) & 1 == 1
 
 
 def _link(message: Any) -> Link:
@@ -252,25 +247,6 @@ def _link(message: Any) -> Link:
         enslaved=bool(message.get("master")),
         arp_announce=settings.get("arp_announce", 0),
     )
-
-
-def _address(message: Any) -> Address:
-    return Address(
-        index=message["index"],
-        # On a point-to-point link IFA_ADDRESS is the peer's; IFA_LOCAL is always ours.
-        ip=IPv4Address(message.get("local") or message.get("address")),
-        prefix_length=message["prefixlen"],
-        deprecated=bool((message.get("flags") or 0) & _IFA_F_DEPRECATED),
-    )
-
-
-def _next_hops(message: Any) -> Iterable[tuple[int, IPv4Address]]:
-    hops = message.get("multipath") or [message]
-    for hop in hops:
-        gateway = hop.get("gateway")
-        index = hop.get("oif") if hop is message else hop["oif"]
-        if gateway and index and ":" not in gateway:
-            yield index, IPv4Address(gateway)
 
 
 class _SetLink(nlmsg):  # type: ignore[misc]  # pyroute2 ships no types

@@ -38,7 +38,7 @@ class JournalFile:
 
     def write(self, journal: Journal) -> None:
         """Make `journal` the present one."""
-        if journal == self.journal and not self.problem:
+        if (journal is self.journal or journal == self.journal) and not self.problem:
             return
         self.journal = journal
         try:
@@ -46,6 +46,11 @@ class JournalFile:
             self.problem = None
         except files.UnwritableError as error:
             self.problem = str(error)
+
+    def check(self) -> None:
+        """Have the journal written again if its file is gone."""
+        if self.journal != Journal() and not self._path.exists():
+            self.problem = f"{self._path} was removed by somebody: it is being written again."
 
     def remove(self) -> None:
         """Remove the file; raises UnwritableError."""
@@ -78,3 +83,8 @@ class IdentityFile:
             self.problem = None
         except files.UnwritableError as error:
             self.problem = str(error)
+
+    def check(self) -> None:
+        """Have the incarnations written again if their file is gone."""
+        if self.identity.interfaces and not self._path.exists():
+            self.problem = f"{self._path} was removed by somebody: it is being written again."
