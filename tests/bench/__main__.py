@@ -9,13 +9,15 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bench import dataplane, latency, planner, record
+from bench import dataplane, latency, operator, planner, record, sync
 from bench.measure import Row, noise
 from lab.errors import LabError
 
 CASES: dict[str, Callable[[], Iterable[Row]]] = {
     "planner": planner.rows,
     "dataplane": dataplane.rows,
+    "sync": sync.rows,
+    "operator": operator.rows,
     "latency": latency.rows,
 }
 
