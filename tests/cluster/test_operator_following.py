@@ -14,7 +14,7 @@ from lab.objects import Endpoint
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
 
-_numbers = itertools.count(160)
+_numbers = itertools.count(185)
 
 
 @pytest.fixture(scope="module")
