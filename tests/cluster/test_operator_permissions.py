@@ -94,11 +94,13 @@ def test_without_the_permission_to_list_one_resource_nothing_changes_and_that_is
     assigned.control_plane.api("PATCH", role, {"rules": without(rules, plural)})
     try:
         operator = program.start()
-        line = await_log(operator, "Nothing is decided: A permission is missing, grant it")
+        # Without a kind of workload only the ClusterIPs that have one wait; who watches it says so as well.
+        whose = " about some ClusterIPs" if plural in {"pods", "endpointslices"} else ""
+        line = await_log(operator, f"Nothing is decided{whose}: A permission is missing, grant it")
         assert f"{plural}" in line
         assert "is forbidden" in line
         time.sleep(2)  # more attempts, which are not worth a line each
-        assert log_of(operator).count("A permission is missing") == 1
+        assert log_of(operator).count("A permission is missing") == (2 if whose else 1)
         assert {name: assigned.get(name) for name in names} == before
     finally:
         assigned.control_plane.api("PATCH", role, {"rules": rules})
