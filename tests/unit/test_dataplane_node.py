@@ -16,7 +16,7 @@ from lbless_nodeagent.dataplane.identity import (
     render_identity,
     with_interfaces,
 )
-from lbless_nodeagent.dataplane.network import Address, Link, Network, interfaces, taken
+from lbless_nodeagent.dataplane.network import Address, Link, Network, interfaces, own_addresses, taken
 
 
 def link(index: int, name: str, *, kind: str = "", enslaved: bool = False, ethernet: bool = True) -> Link:
@@ -53,10 +53,11 @@ NETWORK = Network(
     gateways=frozenset({(2, IPv4Address("10.8.0.1")), (4, IPv4Address("10.9.0.1"))}),
 )
 SHARED = {(2, IPv4Address("10.8.0.100"))}
+OWN = own_addresses(NETWORK, SHARED)
 
 
 def test_interfaces_are_those_that_can_carry_an_address_without_the_shared_ones_on_them() -> None:
-    found = {i.name: [str(a) for a in i.addresses] for i in interfaces(NETWORK, SHARED, {})}
+    found = {i.name: [str(a) for a in i.addresses] for i in interfaces(NETWORK, OWN)}
     assert found == {
         "br0": ["10.9.0.11/24"],
         "eth0": ["10.8.0.11/24", "10.8.0.12/32"],
@@ -65,9 +66,9 @@ def test_interfaces_are_those_that_can_carry_an_address_without_the_shared_ones_
     }
 
 
-def test_an_interface_knows_its_gateways_and_its_incarnation() -> None:
-    eth0 = next(i for i in interfaces(NETWORK, SHARED, {"eth0": 7}) if i.name == "eth0")
-    assert (eth0.gateways, eth0.incarnation) == ((IPv4Address("10.8.0.1"),), 7)
+def test_an_interface_knows_its_gateways() -> None:
+    eth0 = next(i for i in interfaces(NETWORK, OWN) if i.name == "eth0")
+    assert eth0.gateways == (IPv4Address("10.8.0.1"),)
 
 
 @pytest.mark.parametrize(
@@ -82,16 +83,17 @@ def test_an_interface_knows_its_gateways_and_its_incarnation() -> None:
     ],
 )
 def test_what_is_in_use_on_any_link_is_refused(ip: str, says: str) -> None:
-    in_use = taken(NETWORK, SHARED, [IPv4Network("10.244.1.0/24")])
+    in_use = taken(NETWORK, OWN, [IPv4Network("10.244.1.0/24")])
     assert says in (refusal(IPv4Address(ip), in_use) or "")
 
 
 def test_a_shared_address_that_is_already_here_is_not_in_use() -> None:
-    assert refusal(IPv4Address("10.8.0.100"), taken(NETWORK, SHARED, [])) is None
+    assert refusal(IPv4Address("10.8.0.100"), taken(NETWORK, OWN, [])) is None
 
 
 def test_an_own_address_that_equals_a_shared_one_on_another_link_is_in_use() -> None:
-    assert refusal(IPv4Address("10.8.0.100"), taken(NETWORK, {(4, IPv4Address("10.8.0.100"))}, []))
+    own = own_addresses(NETWORK, {(4, IPv4Address("10.8.0.100"))})
+    assert refusal(IPv4Address("10.8.0.100"), taken(NETWORK, own, []))
 
 
 @given(

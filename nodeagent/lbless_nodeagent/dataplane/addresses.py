@@ -6,27 +6,32 @@ wanted is decided elsewhere; that each has its rules is the caller's duty.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import TypeVar
 
-from lbless_nodeagent.dataplane.journal import Changes, Place, adopt, after, before, changes
-from lbless_nodeagent.dataplane.network import AddressKey, Network
+from lbless_nodeagent.dataplane.journal import Changes, Journal, Place, adopt, after, before, changes
+from lbless_nodeagent.dataplane.latest import Latest
+from lbless_nodeagent.dataplane.network import AddressKey, GroupKey, Network
 from lbless_nodeagent.dataplane.rtnetlink import LinkError, Rtnetlink
 from lbless_nodeagent.dataplane.statefiles import JournalFile
 
 K = TypeVar("K")
 
+_NO_GROUPS: frozenset[GroupKey] = frozenset()
+
 
 @dataclass(frozen=True, slots=True)
 class Settled:
     """What came of it: the places that are new, a sentence for each address that could not be brought
-    to its link, and sentences about what could not be taken away or set."""
+    to its link, sentences about what could not be taken away or set, and how many of each kind had been
+    there before, and were undone by somebody else."""
 
-    new: tuple[Place, ...]
-    faults: Mapping[IPv4Address, str]
-    problems: tuple[str, ...]
+    new: tuple[Place, ...] = ()
+    faults: Mapping[IPv4Address, str] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    repaired: Mapping[str, int] = field(default_factory=dict)
 
 
 class Addresses:
@@ -36,6 +41,12 @@ class Addresses:
         self._links = links
         self._journal = journal
         self.network = Network()
+        self._settled: tuple[Place, ...] = ()
+        self._before = Latest(before)
+        self._changes = Latest(changes)
+        self._after = Latest(after)
+        self._present = Latest(_present)
+        self._missing = Latest(_missing)
 
     @property
     def shared(self) -> frozenset[AddressKey]:
@@ -51,47 +62,48 @@ class Addresses:
         """Take for ours what the engine's tables prove to be."""
         self._journal.write(adopt(self._journal.journal, self.network, installed))
 
-    def intend(self, places: Iterable[Place]) -> None:
-        """Write down what may be added from now on."""
-        self._journal.write(before(self._journal.journal, self.network, places))
+    def intend(self, places: tuple[Place, ...], held: tuple[Place, ...]) -> None:
+        """Write down what may be added from now on, and what the engine holds until then."""
+        self._journal.write(self._before(self._journal.journal, self.network, places, held))
 
     def withdraw(self, kept: Container[IPv4Address]) -> frozenset[IPv4Address]:
         """Take away every address but the kept ones, while its rules are still there.
 
         Return those that could not be taken away. `settle` tries them again, and says why.
         """
-        stays = [Place(index, ip, "") for index, ip in self.shared if ip in kept]
-        removals = self._changes(stays).remove_addresses
+        present = self._present(self._journal.journal, self.network)
+        removals = sorted(key for key in present if key[1] not in kept)
         failed = _each(self._links.remove_address, removals)
         return frozenset(ip for index, ip in removals if (index, ip) in failed)
 
-    def settle(self, places: Collection[Place]) -> Settled:
+    def settle(self, places: tuple[Place, ...]) -> Settled:
         """Make the links hold exactly `places` of ours; raises LinkError where they cannot be read."""
-        todo = self._changes(places)
+        todo = self._changes(self._journal.journal, self.network, places)
+        repaired = _repaired(todo, self._settled)
         failed = self._act(todo)
         if todo:
             self.refresh()
-        left = frozenset(group for group in todo.leave_groups if group not in failed)
-        self._journal.write(after(self._journal.journal, self.network, places, left))
+        left = frozenset(group for group in todo.leave_groups if group not in failed) or _NO_GROUPS
+        self._journal.write(self._after(self._journal.journal, self.network, places, left))
+        self._settled = places
+        if not todo:
+            return Settled()
         added = {*todo.add_addresses, *todo.join_groups}
         of_place = {p: [failed.pop(key) for key in (p.address, p.group) if key in failed] for p in places}
         return Settled(
             new=tuple(p for p in places if not of_place[p] and (p.address in added or p.group in added)),
             faults={place.ip: sentences[0] for place, sentences in of_place.items() if sentences},
             problems=tuple(failed.values()),
+            repaired=repaired,
         )
 
-    def on_links(self, places: Iterable[Place]) -> set[IPv4Address]:
-        """Return those of the addresses that were on their link when the links were last read."""
-        there = self.network.as_shared()
-        return {place.ip for place in places if place.address in there}
+    def missing(self, places: tuple[Place, ...]) -> frozenset[IPv4Address]:
+        """Return those of the addresses that were not on their link when the links were last read."""
+        return self._missing(self.network, places)
 
     def left(self, ip: IPv4Address) -> bool:
         """Whether anything of the address may still be on a link by our doing."""
         return any(address == ip for _, address in self.shared)
-
-    def _changes(self, places: Iterable[Place]) -> Changes:
-        return changes(self._journal.journal, self.network, places)
 
     def _act(self, todo: Changes) -> dict[object, str]:
         """Return a sentence for each that failed; one that does keeps no other from being made."""
@@ -113,3 +125,28 @@ def _each(act: Callable[[K], None], items: Iterable[K]) -> dict[object, str]:
         except LinkError as error:
             failed[item] = str(error)
     return failed
+
+
+def _present(journal: Journal, network: Network) -> frozenset[AddressKey]:
+    """Those of our addresses that are on their link."""
+    return journal.addresses & set(network.as_shared())
+
+
+def _missing(network: Network, places: tuple[Place, ...]) -> frozenset[IPv4Address]:
+    there = network.as_shared()
+    return frozenset(place.ip for place in places if place.address not in there)
+
+
+def _repaired(todo: Changes, settled: Iterable[Place]) -> dict[str, int]:
+    """How many of what is to be done was done before: somebody else undid it."""
+    if not todo:
+        return {}
+    former = list(settled)
+    addresses = {place.address for place in former}
+    counts = {
+        "address": len(addresses.intersection(todo.add_addresses)),
+        "address_lifetime": len(addresses.intersection(todo.deprecate_addresses)),
+        "group": len({place.group for place in former}.intersection(todo.join_groups)),
+        "arp_announce": len({place.index for place in former}.intersection(todo.arp_announce)),
+    }
+    return {what: count for what, count in counts.items() if count}

@@ -1,11 +1,12 @@
 """What of the desired state this node serves, where, and what it must refuse: pure functions.
 
-Owns the decision alone: values in, values out. Nothing is read and nothing is changed here.
+Owns the decision alone: values in, values out. Nothing is read and nothing is changed here, but for what
+`Decider` remembers of its last answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -101,3 +102,70 @@ def decide(
 def failure(clusterip: ClusterIP, reason: str, message: str) -> Outstanding:
     """A failure of a ClusterIP whose state could be read."""
     return Outstanding(clusterip.identity.uid, clusterip.identity.key, clusterip.epoch, reason, message)
+
+
+class Decider:
+    """`decide`, which decides again only what may have another answer than the last time.
+
+    What becomes of a ClusterIP follows from itself, from those with the same address, and from what the
+    node looks like. `wanted` are the Vips of the last decision by address; like the decision, it is the
+    very same object as long as it says the same.
+    """
+
+    def __init__(self, node: str, engine_refusal: Callable[[Vip], str | None]) -> None:
+        self._node = node
+        self._engine_refusal = engine_refusal
+        self._counted: Mapping[str, ClusterIP] = {}
+        self._claimants: dict[IPv4Address, set[str]] = {}
+        self._seen: tuple[Sequence[Interface], Taken] | None = None
+        self._decision = Decision({}, frozenset(), {})
+        self.wanted: Mapping[IPv4Address, Vip] = {}
+
+    def decide(
+        self, counted: Mapping[str, ClusterIP], interfaces: Sequence[Interface], in_use: Taken
+    ) -> Decision:
+        """Return what `decide` does for all of `counted`, which are by UID."""
+        former = self._counted
+        changed = {uid for uid, clusterip in counted.items() if former.get(uid) is not clusterip}
+        changed |= former.keys() - counted.keys()
+        self._counted = counted
+        rivals = self._claim(changed, former)
+        if self._seen != (interfaces, in_use):
+            self._seen = (interfaces, in_use)
+            changed |= counted.keys()
+        again = changed | rivals
+        if again:
+            clusterips = [counted[uid] for uid in again if uid in counted]
+            self._take_over(again, decide(self._node, clusterips, interfaces, in_use, self._engine_refusal))
+        return self._decision
+
+    def _claim(self, changed: Iterable[str], former: Mapping[str, ClusterIP]) -> set[str]:
+        """Note who claims which address, and return whoever claims one that a changed one claims or did."""
+        rivals: set[str] = set()
+        for clusterips, claims in ((former, False), (self._counted, True)):
+            for uid in changed:
+                clusterip = clusterips.get(uid)
+                if clusterip:
+                    claimants = self._claimants.setdefault(clusterip.spec.ip, set())
+                    if claims:
+                        claimants.add(uid)
+                    else:
+                        claimants.discard(uid)
+                    rivals |= claimants
+                    if not claimants:
+                        del self._claimants[clusterip.spec.ip]
+        return rivals
+
+    def _take_over(self, again: Set[str], made: Decision) -> None:
+        last = self._decision
+        self._decision = Decision(
+            vips={**{u: v for u, v in last.vips.items() if u not in again}, **made.vips},
+            elsewhere=(last.elsewhere - again) | made.elsewhere,
+            failures={**{u: f for u, f in last.failures.items() if u not in again}, **made.failures},
+        )
+        gone = {last.vips[uid].ip for uid in again if uid in last.vips}
+        wanted = dict(self.wanted)
+        for ip in gone:
+            del wanted[ip]
+        wanted.update((vip.ip, vip) for vip in made.vips.values())
+        self.wanted = self.wanted if wanted == self.wanted else wanted

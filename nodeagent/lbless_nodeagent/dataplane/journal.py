@@ -74,7 +74,7 @@ def changes(journal: Journal, network: Network, wanted: Iterable[Place]) -> Chan
     groups = {p.group for p in places}
     links = {p.index for p in places}
     shared = network.as_shared()
-    present = journal.addresses & shared.keys()
+    present = journal.addresses & set(shared)  # a set: its hashes are computed already
     announce = {index: link.arp_announce for index, link in network.links.items()}
     return Changes(
         remove_addresses=tuple(sorted(present - addresses)),
@@ -94,15 +94,21 @@ def changes(journal: Journal, network: Network, wanted: Iterable[Place]) -> Chan
     )
 
 
-def before(journal: Journal, network: Network, wanted: Iterable[Place]) -> Journal:
-    """Return the journal that must be on disk before `changes` are made: also what will be added."""
-    places = list(wanted)
-    former = {p.index: network.links[p.index].arp_announce for p in places if p.index in network.links}
-    return Journal(
+def before(
+    journal: Journal, network: Network, wanted: Iterable[Place], held: Iterable[Place] = ()
+) -> Journal:
+    """Return the journal that must be on disk before `changes` are made: also what will be added.
+
+    `held` are places of which the engine still has what it will give up. Equal: the very same journal.
+    """
+    places = [*wanted, *held]
+    indices = {p.index for p in places} & network.links.keys()
+    made = Journal(
         addresses=journal.addresses | {p.address for p in places},
         groups=journal.groups | {p.group for p in places if p.group not in network.groups},
-        arp_announce={**former, **journal.arp_announce},
+        arp_announce={**{i: network.links[i].arp_announce for i in indices}, **journal.arp_announce},
     )
+    return journal if made == journal else made
 
 
 def after(
@@ -111,13 +117,13 @@ def after(
     """Return the journal for what is left of ours when `changes` were tried and `network` was read again.
 
     A group of `left` that is still there is somebody else's: the kernel counts who joined, and to leave
-    it once more would take it from them.
+    it once more would take it from them. Equal: the very same journal.
     """
     places = list(wanted)
     links = {p.index for p in places}
     announce = {index: link.arp_announce for index, link in network.links.items()}
-    return Journal(
-        addresses=(journal.addresses & network.as_shared().keys()) | {p.address for p in places},
+    made = Journal(
+        addresses=(journal.addresses & set(network.as_shared())) | {p.address for p in places},
         groups=(journal.groups - left) & (network.groups | {p.group for p in places}),
         arp_announce={
             index: former
@@ -125,6 +131,7 @@ def after(
             if index in links or announce.get(index) == ARP_ANNOUNCE != former
         },
     )
+    return journal if made == journal else made
 
 
 def adopt(journal: Journal, network: Network, installed: Iterable[Place]) -> Journal:

@@ -41,14 +41,16 @@ class LastGood:
         """The last good states by UID."""
         return {uid: clusterip for uid, (clusterip, _) in self._kept.items()}
 
+    def is_kept(self, document: Document, interface: str) -> bool:
+        """Whether `document` is the last good state already."""
+        return self._kept.get(document.clusterip.identity.uid) == (document.clusterip, interface)
+
     def keep(self, document: Document, interface: str) -> None:
         """Make `document` the last good state of its ClusterIP; raises UnwritableError.
 
         It counts for this process even if it could not be written.
         """
         uid = document.clusterip.identity.uid
-        if self._kept.get(uid) == (document.clusterip, interface):
-            return
         self._kept[uid] = (document.clusterip, interface)
         value: JSON = {"interface": interface, "clusterIP": json.loads(document.content)}
         files.write_json(self._directory / f"{uid}.json", value, durable=False)

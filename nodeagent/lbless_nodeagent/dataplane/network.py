@@ -62,46 +62,42 @@ class Network:
         return {(a.index, a.ip): a for a in self.addresses if a.prefix_length == 32}
 
 
-def interfaces(
-    network: Network, shared: Iterable[AddressKey], incarnations: Mapping[str, int]
-) -> tuple[Interface, ...]:
-    """Return the interfaces that can carry a shared address, by name, without the shared ones on them.
+def own_addresses(network: Network, shared: Iterable[AddressKey]) -> tuple[Address, ...]:
+    """Return the addresses that are the node's own: all but those of `shared`, which are a /32."""
+    ours = set(shared)
+    return tuple(a for a in network.addresses if a.prefix_length < 32 or (a.index, a.ip) not in ours)
+
+
+def interfaces(network: Network, own: Iterable[Address]) -> tuple[Interface, ...]:
+    """Return the interfaces that can carry a shared address, by name, with the node's `own` addresses.
 
     Left out, unless it has an on-link prefix: a port of a bridge or bond, because the bridge or bond is
     the interface; and a veth, because it is a pod's other end (network plugins give it no address or a
     /32), and there may be hundreds.
     """
-    ours = set(shared)
+    by_link: dict[int, list[IPv4Interface]] = {}
+    for address in own:
+        by_link.setdefault(address.index, []).append(address.interface)
+    gateways: dict[int, list[IPv4Address]] = {}
+    for index, gateway in sorted(network.gateways):
+        gateways.setdefault(index, []).append(gateway)
     found = []
     for link in network.links.values():
-        own = tuple(
-            a.interface
-            for a in network.addresses
-            if a.index == link.index and not (a.prefix_length == 32 and (a.index, a.ip) in ours)
-        )
-        on_link = any(a.network.prefixlen < 32 for a in own)
+        addresses = tuple(by_link.get(link.index, ()))
+        on_link = any(a.network.prefixlen < 32 for a in addresses)
         if link.ethernet and (on_link or not (link.enslaved or link.kind == "veth")):
-            found.append(
-                Interface(
-                    name=link.name,
-                    mac=link.mac,
-                    addresses=own,
-                    gateways=tuple(sorted(ip for index, ip in network.gateways if index == link.index)),
-                    carrier=link.carrier,
-                    incarnation=incarnations.get(link.name, 0),
-                )
-            )
+            reachable = tuple(gateways.get(link.index, ()))
+            found.append(Interface(link.name, link.mac, addresses, reachable, carrier=link.carrier))
     return tuple(sorted(found, key=lambda i: i.name))
 
 
-def taken(network: Network, shared: Iterable[AddressKey], pod_cidrs: Iterable[IPv4Network]) -> Taken:
-    """Return what the node knows to be in use: its own addresses on any link, gateways, pod ranges."""
-    ours = set(shared)
-    own = [a for a in network.addresses if not (a.prefix_length == 32 and (a.index, a.ip) in ours)]
-    holders = on_link_edges(a.interface.network for a in own)
+def taken(network: Network, own: Iterable[Address], pod_cidrs: Iterable[IPv4Network]) -> Taken:
+    """Return what the node knows to be in use: its `own` addresses on any link, gateways, pod ranges."""
+    held = list(own)
+    holders = on_link_edges(a.interface.network for a in held)
     for index, gateway in network.gateways:
         holders[gateway] = f"a gateway of this node on {_name(network, index)}"
-    for address in own:
+    for address in held:
         holders[address.ip] = f"this node ({address.interface} on {_name(network, address.index)})"
     return Taken(holders, dict.fromkeys(pod_cidrs, "this node's pod range"))
 

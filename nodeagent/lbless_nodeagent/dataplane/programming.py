@@ -107,8 +107,12 @@ class Programming:
         waiting = {
             ip: r for ip, r in self._single.items() if wanted.get(ip) == r.offered and now < r.retry_at
         }
-        offered = {ip: self.installed.get(ip) if ip in waiting else vip for ip, vip in wanted.items()}
-        target = Wanted({ip: vip for ip, vip in offered.items() if vip}, local_sources)
+        if waiting:
+            offered = {ip: self.installed.get(ip) if ip in waiting else vip for ip, vip in wanted.items()}
+            wanted_now: Vips = {ip: vip for ip, vip in offered.items() if vip}
+        else:
+            wanted_now = wanted
+        target = Wanted(wanted_now, local_sources)
         if self._applied != target or not self._intact:
             self._bring(target, now)
         if self._whole:
@@ -178,7 +182,7 @@ class Programming:
         except EngineError as error:
             self._applied, self._intact = None, False
             return str(error)
-        self.installed, self.local_sources = dict(wanted.vips), wanted.local_sources
+        self.installed, self.local_sources = wanted.vips, wanted.local_sources
         self._applied, self._intact = wanted, True
         return None
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -16,17 +17,19 @@ from pathlib import Path
 from lbless_api.clusterip import ClusterIP
 from lbless_api.interfaces import Interface
 from lbless_api.node import Outstanding
-from lbless_api.state import APPLIED, DESIRED
+from lbless_api.state import APPLIED, DESIRED, DesiredNode
 from lbless_nodeagent import files
 from lbless_nodeagent.dataplane.addresses import Addresses, Settled
 from lbless_nodeagent.dataplane.announce import Announcements
-from lbless_nodeagent.dataplane.decide import Decision, decide, failure, in_force
+from lbless_nodeagent.dataplane.decide import Decider, Decision, failure, in_force
 from lbless_nodeagent.dataplane.desired import Desired, DesiredDirectory
 from lbless_nodeagent.dataplane.engine import Engine, EngineError, Vip
 from lbless_nodeagent.dataplane.identity import with_interfaces
 from lbless_nodeagent.dataplane.journal import Place
 from lbless_nodeagent.dataplane.lastgood import LastGood
-from lbless_nodeagent.dataplane.network import interfaces, taken
+from lbless_nodeagent.dataplane.latest import Latest
+from lbless_nodeagent.dataplane.network import Address, interfaces, own_addresses, taken
+from lbless_nodeagent.dataplane.placing import Placing, Served
 from lbless_nodeagent.dataplane.programming import Programming
 from lbless_nodeagent.dataplane.rtnetlink import LinkError, Rtnetlink
 from lbless_nodeagent.dataplane.statefiles import IdentityFile, JournalFile
@@ -54,7 +57,6 @@ class Reconciler:
 
     def __init__(self, node: str, directory: Path, engine: Engine, boot_id: str) -> None:
         """Read what an earlier process left; raises EngineError, LinkError."""
-        self._node = node
         self._boot_id = boot_id
         self.desired = DesiredDirectory(directory / DESIRED, boot_id)
         self._last_good = LastGood(directory / APPLIED)
@@ -64,6 +66,14 @@ class Reconciler:
         self._addresses = Addresses(self.links, self._journal)
         self._announcements = Announcements()
         self.programming = Programming(engine)
+        self._decider = Decider(node, self.programming.refusal)
+        self._own = Latest(own_addresses)
+        self._interfaces_of = Latest(interfaces)
+        self._taken = Latest(taken)
+        self._pod_cidrs_of = Latest(_pod_cidrs)
+        self._wanted_places, self._held_places = Placing(), Placing()
+        self._served = Served()
+        self._repairs: Counter[str] = Counter()
         # Of the tables' addresses those that no file explains; see _unexplained.
         self._orphans: Vips = self.programming.installed
         self._outcome = Outcome()
@@ -71,7 +81,12 @@ class Reconciler:
             if fault:
                 _LOG.warning("%s", fault)
         self._addresses.refresh()
-        self._addresses.adopt(self._places(self._orphans.values()))
+        self._addresses.adopt(self._held_places(self._orphans, self._addresses.network.links))
+
+    @property
+    def repairs(self) -> Mapping[str, int]:
+        """How often what was done had to be done again, because somebody else undid it, by what it was."""
+        return {**self._repairs, "rules": self.programming.repairs}
 
     def run_pass(self, *, thorough: bool = False) -> Outcome:
         """Bring the kernel to the desired state. `thorough`: believe nothing that was read before."""
@@ -93,7 +108,7 @@ class Reconciler:
         problems: list[str] = []
         try:
             self._addresses.refresh()
-            settled = self._addresses.settle([])
+            settled = self._addresses.settle(())
             problems += settled.problems
         except LinkError as error:
             problems.append(str(error))
@@ -120,18 +135,20 @@ class Reconciler:
 
     def _pass(self) -> Outcome:
         desired = self.desired.read()
-        found = self._interfaces()
+        network = self._addresses.network
+        own = self._own(network, self._addresses.shared)
+        found = self._interfaces(own)
         documents = {uid: document.clusterip for uid, document in desired.documents.items()}
         counted = in_force(
             documents, self._last_good.clusterips(), unusable=desired.faults, complete=desired.complete
         )
-        pod_cidrs = self._pod_cidrs(desired)
-        in_use = taken(self._addresses.network, self._addresses.shared, pod_cidrs)
-        decision = decide(self._node, counted.values(), found, in_use, self.programming.refusal)
-        wanted = {vip.ip: vip for vip in decision.vips.values()}
+        pod_cidrs = self._pod_cidrs_of(desired.node) if desired.node else self.programming.local_sources
+        decision = self._decider.decide(counted, found, self._taken(network, own, pod_cidrs))
         orphans = self._unexplained(desired, counted)
+        wanted = {**self._decider.wanted, **orphans} if orphans else self._decider.wanted
         problems = self._keep(decision, desired)
-        settled, refused = self._act({**wanted, **orphans}, pod_cidrs)
+        settled, refused = self._act(wanted, pod_cidrs)
+        self._count_repairs(settled, decision, counted)
         failures = self._failures(decision, desired, counted, settled, refused)
         problems += self._drop(decision, desired, counted)
         problems += [p for p in (self._journal.problem, self._identity.problem) if p]
@@ -140,40 +157,53 @@ class Reconciler:
                 f"{len(orphans)} addresses that no state file names are kept as an earlier run left them, "
                 f"until sync has listed all ClusterIPs."
             )
+        troubled = problems or settled.problems or settled.faults or not self.desired.is_watched
         return Outcome(
             applied=self._applied(decision, counted, failures),
             failures=failures,
             problems=(*desired.problems, *problems, *settled.problems),
             interfaces=found,
-            retry_at=self._retry_at(troubled=bool(problems or settled.problems or settled.faults)),
+            retry_at=self._retry_at(troubled=bool(troubled)),
         )
 
     def _act(
         self, wanted: Vips, local_sources: frozenset[IPv4Network]
     ) -> tuple[Settled, dict[IPv4Address, str]]:
         now = time.monotonic()
-        held = self._places(vip for ip, vip in self.programming.installed.items() if ip in wanted)
-        self._addresses.intend([*self._places(wanted.values()), *held])
+        self._addresses.intend(self._places(wanted), self._held(wanted))
         stuck = self._addresses.withdraw(wanted)
-        kept = {ip: vip for ip, vip in self.programming.installed.items() if ip in stuck}
-        refused = self.programming.program({**wanted, **kept}, local_sources, now)
+        kept = {ip: vip for ip, vip in self.programming.installed.items() if ip in stuck} if stuck else {}
+        refused = self.programming.program({**wanted, **kept} if kept else wanted, local_sources, now)
         # Only an address that has its rules may be on a link: without them it would answer every packet.
-        places = self._places(vip for ip, vip in self.programming.installed.items() if ip in wanted)
+        places = self._held(wanted)
         settled = self._addresses.settle(places)
         self._announcements.begin(settled.new, now)
         self._announcements.send(places, self._addresses.network, now)
         return settled, refused
 
-    def _interfaces(self) -> tuple[Interface, ...]:
-        network, shared = self._addresses.network, self._addresses.shared
-        names = [interface.name for interface in interfaces(network, shared, {})]
-        unix_ms = time.time_ns() // 1_000_000
-        self._identity.write(with_interfaces(self._identity.identity, names, self._boot_id, unix_ms))
-        return interfaces(network, shared, self._identity.identity.numbers())
+    def _places(self, wanted: Vips) -> tuple[Place, ...]:
+        return self._wanted_places(wanted, self._addresses.network.links)
 
-    def _pod_cidrs(self, desired: Desired) -> frozenset[IPv4Network]:
-        """Those that are written, or while they cannot be read those that the rules have."""
-        return frozenset(desired.node.pod_cidrs) if desired.node else self.programming.local_sources
+    def _held(self, wanted: Vips) -> tuple[Place, ...]:
+        """Where those of `wanted` are to be that the engine holds, as it holds them."""
+        held = self.programming.installed
+        if held is not wanted and not held.keys() <= wanted.keys():
+            held = {ip: vip for ip, vip in held.items() if ip in wanted}
+        return self._held_places(held, self._addresses.network.links)
+
+    def _interfaces(self, own: tuple[Address, ...]) -> tuple[Interface, ...]:
+        found = self._interfaces_of(self._addresses.network, own)
+        unix_ms = time.time_ns() // 1_000_000
+        names = [interface.name for interface in found]
+        self._identity.write(with_interfaces(self._identity.identity, names, self._boot_id, unix_ms))
+        numbers = self._identity.identity.numbers()
+        return tuple(replace(interface, incarnation=numbers[interface.name]) for interface in found)
+
+    def _count_repairs(self, settled: Settled, decision: Decision, counted: Mapping[str, ClusterIP]) -> None:
+        self._repairs.update(settled.repaired)
+        moved = self._served.moved(decision.vips, counted, self._addresses.network.links)
+        if moved:
+            self._repairs["interface"] += moved
 
     def _unexplained(self, desired: Desired, counted: Mapping[str, ClusterIP]) -> Vips:
         """The Vips of the tables that no file explains, as long as a file may be missing.
@@ -190,9 +220,10 @@ class Reconciler:
         """Write down the last good states before the kernel is touched; return what was not possible."""
         problems = []
         for uid, vip in decision.vips.items():
-            if uid in desired.documents:
+            document = desired.documents.get(uid)
+            if document and not self._last_good.is_kept(document, vip.interface):
                 try:
-                    self._last_good.keep(desired.documents[uid], vip.interface)
+                    self._last_good.keep(document, vip.interface)
                 except files.UnwritableError as error:
                     problems.append(str(error))
         return problems[:1]  # one disk, one problem
@@ -200,13 +231,14 @@ class Reconciler:
     def _drop(self, decision: Decision, desired: Desired, counted: Mapping[str, ClusterIP]) -> list[str]:
         """Forget the last good states of which nothing is left in the kernel."""
         problems = []
-        taken_over = {vip.ip for vip in decision.vips.values()}
-        for uid, clusterip in list(self._last_good.clusterips().items()):
+        for uid, clusterip in self._last_good.clusterips().items():
             # One that is in force without a good file is all that is known of it: it stays.
             if uid in decision.vips or (uid in counted and uid not in desired.documents):
                 continue
             ip = clusterip.spec.ip
-            if ip in taken_over or not (self._addresses.left(ip) or ip in self.programming.installed):
+            if ip in self._decider.wanted or not (
+                self._addresses.left(ip) or ip in self.programming.installed
+            ):
                 try:
                     self._last_good.drop(uid)
                 except files.UnwritableError as error:
@@ -225,7 +257,8 @@ class Reconciler:
     ) -> dict[str, Outstanding]:
         """Each ClusterIP's first fault: its file's, the decision's, the engine's, the link's."""
         failures: dict[str, Outstanding] = {}
-        for uid, vip in decision.vips.items():
+        # To ask for each of a thousand takes a while, and mostly there is nothing to ask for.
+        for uid, vip in decision.vips.items() if refused or settled.faults else ():
             for reason, sentence in (
                 ("EngineFailed", refused.get(vip.ip)),
                 ("LinkFailed", settled.faults.get(vip.ip)),
@@ -248,17 +281,27 @@ class Reconciler:
         self, decision: Decision, counted: Mapping[str, ClusterIP], failures: Mapping[str, Outstanding]
     ) -> dict[str, int]:
         """The epochs that the kernel has, also those that want nothing here and left nothing here."""
-        applied = {}
+        absent = self._absent()
         left = self._last_good.clusterips()
-        served = [v for v in decision.vips.values() if self.programming.installed.get(v.ip) == v]
-        there = self._addresses.on_links(self._places(served))
+        applied = {}
         for uid, clusterip in counted.items():
             vip = decision.vips.get(uid)
-            gone = clusterip.epoch > 0 and uid not in left
-            done = vip.ip in there if vip else gone
-            if done and uid not in failures:
+            nothing = vip is None and clusterip.epoch > 0 and uid not in left
+            there = vip is not None and (not absent or vip.ip not in absent)
+            if (nothing or there) and uid not in failures:
                 applied[uid] = clusterip.epoch
         return applied
+
+    def _absent(self) -> set[IPv4Address]:
+        """The addresses that are wanted, and not in the kernel as they are wanted."""
+        wanted, installed = self._decider.wanted, self.programming.installed
+        places = self._places(wanted)
+        absent = set(self._addresses.missing(places))
+        if installed is not wanted:
+            absent |= {ip for ip, vip in wanted.items() if installed.get(ip) != vip}
+        if len(places) < len(wanted):
+            absent |= wanted.keys() - {place.ip for place in places}
+        return absent
 
     def _retry_at(self, *, troubled: bool) -> float | None:
         times = [self.programming.retry_at, self._announcements.next_at]
@@ -266,8 +309,6 @@ class Reconciler:
             times.append(time.monotonic() + RETRY_SECONDS)
         return min((t for t in times if t is not None), default=None)
 
-    def _places(self, vips: Iterable[Vip]) -> list[Place]:
-        network = self._addresses.network
-        indices = {link.name: link.index for link in network.links.values()}
-        indexed = [(indices.get(vip.interface), vip) for vip in vips]
-        return [Place(index, vip.ip, vip.mac) for index, vip in indexed if index is not None]
+
+def _pod_cidrs(node: DesiredNode) -> frozenset[IPv4Network]:
+    return frozenset(node.pod_cidrs)

@@ -38,7 +38,7 @@ class JournalFile:
 
     def write(self, journal: Journal) -> None:
         """Make `journal` the present one."""
-        if journal == self.journal and not self.problem:
+        if (journal is self.journal or journal == self.journal) and not self.problem:
             return
         self.journal = journal
         try:

@@ -74,8 +74,8 @@ def target(wanted: Wanted, before: Wanted = NOTHING, goal_before: Held | None = 
     known = goal_before.footprints if goal_before else {}
     prints = {}
     for ip, vip in wanted.vips.items():
-        same = before.vips.get(ip) == vip and ip in known
-        prints[ip] = known[ip] if same else footprint(vip)
+        same = known.get(ip) if before.vips.get(ip) is vip else None
+        prints[ip] = same or footprint(vip)
     return Held(
         tables=frozenset(Family),
         groups=frozenset(vip.hash for vip in wanted.vips.values()),
@@ -140,7 +140,9 @@ _Change = tuple[str, SetName, list[str]]
 def _element_changes(held: Held, goal: Held) -> Iterator[_Change]:
     """Changes of elements in the order of the steps 2 to 7."""
     before, after = held.footprints, goal.footprints
-    ips = [ip for ip in before.keys() | after.keys() if before.get(ip) is not after.get(ip)]
+    ips = {ip for ip, wanted in after.items() if before.get(ip) is not wanted}
+    if len(before) + sum(ip not in before for ip in ips) > len(after):
+        ips |= before.keys() - after.keys()
     changed = [(ip, before.get(ip, ABSENT), after.get(ip, ABSENT)) for ip in sorted(ips)]
     gone: dict[SetName, list[str]] = {}
     new: dict[SetName, list[str]] = {}
