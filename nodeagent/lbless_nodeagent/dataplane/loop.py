@@ -21,8 +21,8 @@ REPORT_SECONDS = 1.5
 THOROUGH_SECONDS = 30.0
 """A pass that believes nothing: for whatever no notification told of."""
 
-_SETTLE_SECONDS = 0.005
-_SETTLE_AT_MOST_SECONDS = 0.03
+_SETTLE_SECONDS = 0.001
+_SETTLE_AT_MOST_SECONDS = 0.02
 """Changes come in bursts: a pass begins when none came for the one time, or after the other."""
 
 _PAUSE_AT_MOST_SECONDS = 0.05
@@ -100,19 +100,22 @@ class Loop:
 
     def _wait(self, deadline: float) -> bool:
         """Wait for a change until `deadline`, then for the end of its burst; return whether one came."""
-        if not self._ready(deadline - time.monotonic()):
-            return False
+        while not self._heard(deadline - time.monotonic()):
+            if time.monotonic() >= deadline or self._stop.is_requested():
+                return False
         last = time.monotonic() + _SETTLE_AT_MOST_SECONDS
-        while time.monotonic() < last and self._ready(_SETTLE_SECONDS):
+        while time.monotonic() < last and self._heard(_SETTLE_SECONDS):
             pass
         return True
 
-    def _ready(self, seconds: float) -> bool:
+    def _heard(self, seconds: float) -> bool:
+        """Wait for a notification that long, and return whether one came that a pass is needed for."""
         ready = [descriptor for descriptor, _ in self._poll.poll(max(0.0, seconds) * 1000)]
+        matters = False
         if self._reconciler.links.fileno() in ready:
-            self._reconciler.links.drain()
+            matters |= self._reconciler.links.drain()
         if self._reconciler.desired.fileno() in ready:
-            self._reconciler.desired.drain()
+            matters |= self._reconciler.desired.drain()
         if self._rules in ready:
-            self._reconciler.programming.check()
-        return bool(ready)
+            matters |= not self._reconciler.programming.check()
+        return matters

@@ -73,8 +73,8 @@ class Programming:
         self._engine.remove()
         self.installed, self._applied = {}, None
 
-    def check(self, *, audit: bool = False) -> None:
-        """Find out whether the kernel still holds what was applied; `audit` reads all of it back, and tries
+    def check(self, *, audit: bool = False) -> bool:
+        """Return whether the kernel still holds what was applied; `audit` reads all of it back, and tries
         again whether the engine works here if it did not."""
         if audit and not self.report.available:
             self.report = self._engine.probe()
@@ -92,6 +92,7 @@ class Programming:
                 _LOG.warning(
                     "Somebody changed the rules, %d times by now: they are applied again.", self.repairs
                 )
+        return self._intact
 
     def program(
         self, wanted: Vips, local_sources: frozenset[IPv4Network], now: float

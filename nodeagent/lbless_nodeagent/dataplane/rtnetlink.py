@@ -70,9 +70,11 @@ class Rtnetlink:
         """For poll(): readable when a link, an IPv4 address or an IPv4 route changed."""
         return self._notice.fileno()
 
-    def drain(self) -> None:
-        """Note what was announced: `read` will read it again."""
-        self._stale |= self._notice.drain()
+    def drain(self) -> bool:
+        """Note what was announced, for `read` to read it again; return whether it was anything of use."""
+        changed = self._notice.drain()
+        self._stale |= changed
+        return bool(changed)
 
     def read(self, *, thorough: bool = False) -> Network:
         """Return the network as it is now; raises LinkError.

@@ -79,11 +79,14 @@ class Monitor:
 
 
 def _touches(received: memoryview, own_halves: set[int]) -> bool:
+    """Whether somebody else's transaction is told of that touched a table of ours."""
     for _, kind, _, whole in messages(received):
         if kind >> 8 != NFNL_SUBSYS_NFTABLES or kind & 0xFF == _NEWGEN or len(whole) < MESSAGE.size:
             continue
-        family, half = whole[16], int.from_bytes(whole[18:20], "big")
+        if int.from_bytes(whole[18:20], "big") in own_halves:
+            # The kernel gathers messages of one transaction only (nft_commit_notify): all of these are ours.
+            return False
         name = bytes(whole[MESSAGE.size : MESSAGE.size + len(_TABLE_NAME)])
-        if half not in own_halves and family in _FAMILIES and name == _TABLE_NAME:
+        if whole[16] in _FAMILIES and name == _TABLE_NAME:
             return True
     return False

@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from lbless_nodeagent.dataplane.engine import EngineError
 
@@ -144,6 +145,25 @@ class Reader:
             listed = attributes(answer).get(3)
             for _, packed in each_attribute(listed) if listed is not None else ():
                 yield _element(attributes(packed), name)
+
+    def plain_keys(self, family: int, table: str, name: str, key: str) -> Iterator[tuple[Any, ...]]:
+        """The keys, as `struct` unpacks them by `key`, of a set whose elements have nothing but a key.
+
+        As `elements`, but some five times as fast: for a set that may have hundreds of thousands. Raises
+        ValueError where an element has more, EngineError as `elements` does.
+        """
+        size = struct.calcsize(f"={key}")
+        # NFTA_LIST_ELEM of NFTA_SET_ELEM_KEY of NFTA_DATA_VALUE, and nothing else in any of them.
+        head = struct.pack("=HHHHHH", size + 12, 1, size + 8, 1, size + 4, 1)
+        layout = struct.Struct(f"={len(head)}s{key}")
+        for answer in self.dump(GETSETELEM, family, name_attribute(1, table) + name_attribute(2, name)):
+            listed = attributes(answer).get(3, memoryview(b""))
+            if len(listed) % layout.size:
+                raise ValueError("an element has another layout")
+            for found, *fields in layout.iter_unpack(listed):
+                if found != head:
+                    raise ValueError("an element has another layout")
+                yield tuple(fields)
 
     def _ask(self, kind: int, family: int, request: bytes, *, dump: bool) -> Iterator[memoryview]:
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF

@@ -4,7 +4,6 @@ A table is kept only if its structure is exactly what was sealed; otherwise it c
 whoever applies replaces it. Opens nothing, writes nothing.
 """
 
-import struct
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -62,7 +61,6 @@ _RULE_PARTS = (2, 3, 4)  # chain, handle, expressions
 
 _INTERVAL_END = 0x1
 _GOTO = -4
-_HOST_WORD = struct.Struct("=L")
 _COUNTER_OBJECT = 1
 
 
@@ -208,7 +206,7 @@ def _read_elements(reader: Reader, family: Family, structure: Structure, found: 
         for e in (*each(PORTS), *each(PORT_RANGES)):
             found.ports[IPv4Address(e.key[:4])].add(_port_range(e))
         for group in _groups(structure):
-            _read_owned(each(owned_set(group)), group, found)
+            _read_owned(reader, group, found)
         found.local_sources += _networks(each(LOCAL_SOURCES))
     elif family is Family.ARP:
         found.arp_shared |= {IPv4Address(e.key) for e in each(SHARED)}
@@ -219,14 +217,17 @@ def _read_elements(reader: Reader, family: Family, structure: Structure, found: 
             found.macs[IPv4Address(e.key)] = bytes(_value(e)[1])[:6].hex(":")
 
 
-def _read_owned(listed: Iterator[Element], group: HashParameters, found: _Found) -> None:
+def _read_owned(reader: Reader, group: HashParameters, found: _Found) -> None:
+    """By far the largest sets."""
     buckets: dict[bytes, list[int]] = defaultdict(list)
-    for e in listed:
-        (bucket,) = _HOST_WORD.unpack(e.key[4:8])
-        if bucket >= group.buckets:
-            raise _Damaged
-        buckets[e.key[:4]].append(bucket)
+    try:
+        for ip, bucket in reader.plain_keys(_AF[Family.IP], TABLE, owned_set(group), "4sL"):
+            buckets[ip].append(bucket)
+    except ValueError:
+        raise _Damaged from None
     for ip, members in buckets.items():
+        if max(members) >= group.buckets:
+            raise _Damaged
         found.owned[IPv4Address(ip)][group] = BucketSet(members)
 
 
