@@ -66,6 +66,7 @@ class Observed:
 
     `applied` maps the UID of each ClusterIP to the epoch that the kernel has, also where that epoch does
     not name this node (then nothing of it is left here). `problems` are sentences about the whole node.
+    `repairs` count, since dataplane started, what somebody else undid and it did again, by what it was.
     """
 
     boot_id: str
@@ -77,6 +78,7 @@ class Observed:
     failures: tuple[Outstanding, ...] = ()
     problems: tuple[str, ...] = ()
     counters: Mapping[str, int] = field(default_factory=dict)
+    repairs: Mapping[str, int] = field(default_factory=dict)
 
 
 def render_desired(obj: Mapping[str, object]) -> JSON:
@@ -123,6 +125,7 @@ def parse_observed(value: object) -> Observed:
         failures=parse_outstanding(observed.get("failures") or [], "failures"),
         problems=tuple(text(p, "problems") for p in items(observed.get("problems") or [], "problems")),
         counters=_integers(observed.get("counters") or {}, "counters"),
+        repairs=_integers(observed.get("repairs") or {}, "repairs"),
     )
 
 
@@ -138,6 +141,7 @@ def render_observed(observed: Observed) -> JSON:
         "failures": render_outstanding(observed.failures),
         "problems": list(observed.problems),
         "counters": dict(observed.counters),
+        "repairs": dict(observed.repairs),
     }
 
 

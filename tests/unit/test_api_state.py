@@ -44,6 +44,7 @@ def test_observed_is_read_back_as_it_was_written():
         failures=(FAILURE,),
         problems=("The disk is full.",),
         counters={"foreign": 9},
+        repairs={"rules": 2},
     )
     assert parse_observed(json.loads(json.dumps(render_observed(observed)))) == observed
 

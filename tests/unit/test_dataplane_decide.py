@@ -10,7 +10,7 @@ from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import ClusterIP
 from lbless_api.interfaces import Interface
 from lbless_api.refusal import Taken, on_link_edges
-from lbless_nodeagent.dataplane.decide import Decision, decide, in_force
+from lbless_nodeagent.dataplane.decide import Decider, Decision, decide, in_force
 from lbless_nodeagent.dataplane.engine import Vip
 from unit.stateobjects import clusterip
 
@@ -170,3 +170,56 @@ def test_a_vip_carries_all_that_the_rules_need() -> None:
         ports=None,
         owned=BucketSet([1, 2]),
     )
+
+
+SHARES: list[dict[str, str]] = [{"n1": "0-9"}, {"n1": "10-19", "n2": "0-9"}, {"n2": "0-255"}, {}]
+NODES_NOW = [(ETH0, ETH1), (ETH1,), ()]
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[dict[str, ClusterIP], tuple[Interface, ...], Taken]:
+    """A few ClusterIPs that fight for a few addresses, on a node that loses and finds its interfaces."""
+    counted = {}
+    for uid in draw(st.sets(st.sampled_from("abcde"))):
+        counted[uid] = clusterip(
+            uid,
+            draw(st.sampled_from(["10.8.0.100", "10.8.0.101", "10.9.0.100", "10.8.0.11"])),
+            draw(st.sampled_from(SHARES)),
+            created=draw(st.sampled_from(["2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"])),
+        )
+    return counted, draw(st.sampled_from(NODES_NOW)), draw(st.sampled_from([IN_USE, Taken()]))
+
+
+@given(steps=st.lists(st.tuples(worlds(), st.sets(st.sampled_from("abcde"))), min_size=1, max_size=6))
+def test_deciding_only_what_changed_comes_to_the_same_as_deciding_all(
+    steps: list[tuple[tuple[dict[str, ClusterIP], tuple[Interface, ...], Taken], set[str]]],
+) -> None:
+    decider = Decider("n1", lambda _: None)
+    counted: dict[str, ClusterIP] = {}
+    for (changed, interfaces, in_use), kept in steps:
+        counted = {**changed, **{uid: c for uid, c in counted.items() if uid in kept}}
+        found = decider.decide(counted, interfaces, in_use)
+        assert found == decide("n1", counted.values(), interfaces, in_use, lambda _: None)
+        assert decider.wanted == {vip.ip: vip for vip in found.vips.values()}
+
+
+def test_of_a_thousand_the_one_that_changed_is_decided_again() -> None:
+    asked: list[str] = []
+
+    def refuses(vip: Vip) -> None:
+        asked.append(str(vip.ip))
+
+    counted = {
+        f"u{n}": clusterip(f"u{n}", f"10.8.{n // 250}.{n % 250 + 1}", {"n1": "0-9"}) for n in range(1000)
+    }
+    wide = Interface("eth0", "02:00:00:00:00:01", (IPv4Interface("10.8.0.11/16"),))
+    decider = Decider("n1", refuses)
+    first = decider.decide(counted, (wide,), Taken())
+    assert len(asked) == 1000
+    assert decider.decide(dict(counted), (wide,), Taken()) is first
+    asked.clear()
+    counted["u7"] = clusterip("u7", "10.8.0.8", {"n1": "0-19"}, epoch=2)
+    second = decider.decide(dict(counted), (wide,), Taken())
+    assert asked == ["10.8.0.8"]
+    assert second.vips["u8"] is first.vips["u8"]
+    assert str(second.vips["u7"].owned) == "0-19"

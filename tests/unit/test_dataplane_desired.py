@@ -10,6 +10,7 @@ from lbless_api.fields import Invalid
 from lbless_api.state import Intent
 from lbless_nodeagent.dataplane.desired import DesiredDirectory, Document
 from lbless_nodeagent.dataplane.lastgood import LastGood
+from lbless_nodeagent.files import UnwritableError
 from unit.stateobjects import desired_json
 
 BOOT = "6b0e1a4c-0000-4000-8000-000000000000"
@@ -162,7 +163,9 @@ def test_the_last_good_state_is_there_again_after_a_restart(tmp_path: Path) -> N
     applied = tmp_path / "applied"
     applied.mkdir()
     kept = document(tmp_path, "a")
-    LastGood(applied).keep(kept, "eth0")
+    last_good = LastGood(applied)
+    last_good.keep(kept, "eth0")
+    last_good.write()
     again = LastGood(applied)
     assert again.clusterips() == {"a": kept.clusterip}
     again.drop("a")
@@ -175,9 +178,69 @@ def test_a_last_good_state_that_was_damaged_is_left_aside_and_said(tmp_path: Pat
     last_good = LastGood(applied)
     last_good.keep(document(tmp_path, "a"), "eth0")
     last_good.keep(document(tmp_path, "b"), "eth0")
+    last_good.write()
     whole = (applied / "a.json").read_bytes()
     for length in range(len(whole) - 1):
         (applied / "a.json").write_bytes(whole[:length])
         again = LastGood(applied)
         assert again.clusterips().keys() == {"b"}, length
         assert "a.json is left aside" in again.problems[0]
+
+
+def test_a_last_good_state_that_cannot_be_written_counts_and_is_written_once_it_can_be(
+    tmp_path: Path,
+) -> None:
+    applied = tmp_path / "applied"
+    kept = document(tmp_path, "a")
+    last_good = LastGood(applied)
+    last_good.keep(kept, "eth0")
+    for _ in range(2):
+        with pytest.raises(UnwritableError, match="cannot be written"):
+            last_good.write()
+    assert last_good.clusterips() == {"a": kept.clusterip}
+    applied.mkdir()
+    last_good.write()
+    assert LastGood(applied).clusterips() == {"a": kept.clusterip}
+
+
+def test_a_last_good_state_that_somebody_removed_is_written_again(tmp_path: Path) -> None:
+    applied = tmp_path / "applied"
+    applied.mkdir()
+    kept = document(tmp_path, "a")
+    last_good = LastGood(applied)
+    last_good.keep(kept, "eth0")
+    last_good.write()
+    (applied / "a.json").unlink()
+    last_good.check({})
+    last_good.write()
+    assert LastGood(applied).clusterips() == {}
+    last_good.check({"a": kept})
+    last_good.write()
+    assert LastGood(applied).clusterips() == {"a": kept.clusterip}
+
+
+def test_what_did_not_change_is_the_very_same_object(tmp_path: Path) -> None:
+    written(tmp_path, "a")
+    written(tmp_path, "b")
+    directory = DesiredDirectory(tmp_path, BOOT)
+    first = directory.read()
+    assert directory.read() is first
+    written(tmp_path, "b", epoch=2)
+    second = directory.read()
+    assert second.documents["a"] is first.documents["a"]
+    assert second.documents["b"].clusterip.epoch == 2
+    directory.forget()
+    third = directory.read()
+    assert third.documents is second.documents
+
+
+def test_sync_writing_its_temporary_files_is_no_reason_for_a_pass(tmp_path: Path) -> None:
+    directory = DesiredDirectory(tmp_path, BOOT)
+    (tmp_path / ".a.json.tmp").write_text("{}")
+    (tmp_path / ".intent").write_text("hold")
+    assert not directory.drain()
+    (tmp_path / ".a.json.tmp").rename(tmp_path / "a.json")
+    assert directory.drain()
+    (tmp_path / ".complete").write_text(BOOT)
+    assert directory.drain()
+    assert directory.read().complete

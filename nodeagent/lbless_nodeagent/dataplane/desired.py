@@ -66,6 +66,11 @@ class DesiredDirectory:
         self._watch()
 
     @property
+    def documents(self) -> Mapping[str, Document]:
+        """Those of the last reading."""
+        return self._last.documents
+
+    @property
     def is_watched(self) -> bool:
         """Whether changes are heard of. Without the directory they are not."""
         return self._watched >= 0
@@ -132,6 +137,8 @@ class DesiredDirectory:
                 f"{len(misnamed)} files in {self._directory} are not named after a UID, "
                 f"such as {ascii(min(misnamed))[:80]}: remove them."
             )
+        # The directory may be going as a whole, and this file have gone after the others.
+        complete = complete and self._read_complete(problems)
         self._misnamed = frozenset(misnamed)
         self._stale, self._all_stale = set(), False
         self._last = _with_former_parts(

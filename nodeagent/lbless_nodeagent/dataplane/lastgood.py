@@ -26,6 +26,7 @@ class LastGood:
         """Read them; one that cannot be read is left out and named in `problems`."""
         self._directory = directory
         self._kept: dict[str, tuple[ClusterIP, str]] = {}
+        self._unwritten: dict[str, Document] = {}
         self.problems: tuple[str, ...] = ()
         problems = []
         for path in sorted(directory.glob("*.json")):
@@ -41,24 +42,33 @@ class LastGood:
         """The last good states by UID."""
         return {uid: clusterip for uid, (clusterip, _) in self._kept.items()}
 
-    def is_kept(self, document: Document, interface: str) -> bool:
-        """Whether `document` is the last good state already."""
-        return self._kept.get(document.clusterip.identity.uid) == (document.clusterip, interface)
-
     def keep(self, document: Document, interface: str) -> None:
-        """Make `document` the last good state of its ClusterIP; raises UnwritableError.
-
-        It counts for this process even if it could not be written.
-        """
+        """Make `document` the last good state of its ClusterIP for this process, and note it for `write`."""
         uid = document.clusterip.identity.uid
-        self._kept[uid] = (document.clusterip, interface)
-        value: JSON = {"interface": interface, "clusterIP": json.loads(document.content)}
-        files.write_json(self._directory / f"{uid}.json", value, durable=False)
+        if self._kept.get(uid) != (document.clusterip, interface):
+            self._kept[uid] = (document.clusterip, interface)
+            self._unwritten[uid] = document
+
+    def write(self) -> None:
+        """Write down what is not yet; raises UnwritableError at the first that cannot be, and then the
+        next call tries again."""
+        for uid, document in list(self._unwritten.items()):
+            value: JSON = {"interface": self._kept[uid][1], "clusterIP": json.loads(document.content)}
+            files.write_json(self._directory / f"{uid}.json", value, durable=False)
+            del self._unwritten[uid]
+
+    def check(self, documents: Mapping[str, Document]) -> None:
+        """Note for `write` what is no longer there, as far as a document of it is."""
+        present = {path.stem for path in self._directory.glob("*.json")}
+        for uid in self._kept.keys() - present:
+            if uid in documents and documents[uid].clusterip == self._kept[uid][0]:
+                self._unwritten[uid] = documents[uid]
 
     def drop(self, uid: str) -> None:
         """Forget a ClusterIP of which nothing is left in the kernel; raises UnwritableError."""
         files.remove(self._directory / f"{uid}.json", durable=False)
         self._kept.pop(uid, None)
+        self._unwritten.pop(uid, None)
 
 
 def _parse(value: object, uid: str) -> tuple[ClusterIP, str]:

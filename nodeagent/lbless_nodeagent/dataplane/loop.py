@@ -90,13 +90,16 @@ class Loop:
                 self._report(outcome)
 
     def _pass(self, *, thorough: bool) -> Outcome:
+        damaged = self._reconciler.damaged()
+        if damaged:
+            self._report(damaged)
         outcome = self._reconciler.run_pass(thorough=thorough)
         self._report(outcome)
         return outcome
 
     def _report(self, outcome: Outcome) -> None:
         programming = self._reconciler.programming
-        self._reporter.report(outcome, programming.report, programming.counters())
+        self._reporter.report(outcome, programming.report, programming.counters(), self._reconciler.repairs)
 
     def _wait(self, deadline: float) -> bool:
         """Wait for a change until `deadline`, then for the end of its burst; return whether one came."""

@@ -39,6 +39,12 @@ class ObservedCollector:
         for name, count in observed.counters.items():
             packets.add_metric((name,), count)
         yield packets
+        repairs = CounterMetricFamily(
+            "lbless_repairs", "What somebody else undid and was done again, by what it was.", labels=("what",)
+        )
+        for what, count in observed.repairs.items():
+            repairs.add_metric((what,), count)
+        yield repairs
 
 
 def register(last: Callable[[], Observed]) -> None:

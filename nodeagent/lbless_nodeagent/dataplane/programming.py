@@ -51,6 +51,11 @@ class Programming:
         self._single: dict[IPv4Address, _Refused] = {}
 
     @property
+    def is_intact(self) -> bool:
+        """Whether the kernel held what was applied when it was last checked, or nothing was applied yet."""
+        return self._intact or self._applied is None
+
+    @property
     def retry_at(self) -> float | None:
         """When what was refused is to be offered again, or None."""
         times = [r.retry_at for r in (self._whole, *self._single.values()) if r]

@@ -36,6 +36,11 @@ from lbless_nodeagent.dataplane.statefiles import IdentityFile, JournalFile
 
 RETRY_SECONDS = 1.0
 
+MAX_PROBLEMS = 16
+
+LONG_REPAIR_BUCKETS = 10_000
+"""More than one transaction takes more than 50 ms: that is said before it is done."""
+
 _LOG = logging.getLogger(__name__)
 
 Vips = Mapping[IPv4Address, Vip]
@@ -58,6 +63,7 @@ class Reconciler:
     def __init__(self, node: str, directory: Path, engine: Engine, boot_id: str) -> None:
         """Read what an earlier process left; raises EngineError, LinkError."""
         self._boot_id = boot_id
+        self._directory = directory
         self.desired = DesiredDirectory(directory / DESIRED, boot_id)
         self._last_good = LastGood(directory / APPLIED)
         self._journal = JournalFile(directory, boot_id)
@@ -92,6 +98,8 @@ class Reconciler:
         """Bring the kernel to the desired state. `thorough`: believe nothing that was read before."""
         if thorough:
             self.desired.forget()
+        if thorough or not self.desired.is_watched:
+            self._check_files()
         self.programming.check(audit=thorough)
         try:
             self._addresses.refresh(thorough=thorough)
@@ -102,6 +110,16 @@ class Reconciler:
                 self._outcome, problems=(str(error),), retry_at=time.monotonic() + RETRY_SECONDS
             )
         return self._outcome
+
+    def damaged(self) -> Outcome | None:
+        """What is to be said before the next pass, where that has so many rules to apply that it takes long."""
+        if self.programming.is_intact:
+            return None
+        if sum(len(vip.owned) for vip in self.programming.installed.values()) <= LONG_REPAIR_BUCKETS:
+            return None
+        return replace(
+            self._outcome, applied={}, problems=("Somebody changed the rules: they are being applied again.",)
+        )
 
     def remove(self) -> tuple[str, ...]:
         """Take all of ours out of the kernel, and return a sentence for each thing that stayed."""
@@ -161,10 +179,21 @@ class Reconciler:
         return Outcome(
             applied=self._applied(decision, counted, failures),
             failures=failures,
-            problems=(*desired.problems, *problems, *settled.problems),
+            problems=_few([*desired.problems, *problems, *settled.problems]),
             interfaces=found,
             retry_at=self._retry_at(troubled=bool(troubled)),
         )
+
+    def _check_files(self) -> None:
+        """Make again what somebody removed of the state directory, as far as its disk allows."""
+        for needed in (self._directory, self._directory / DESIRED, self._directory / APPLIED):
+            try:
+                files.make_directory(needed)
+            except files.UnwritableError as error:
+                _LOG.debug("%s", error)  # who needs it says so, each time
+        self._journal.check()
+        self._identity.check()
+        self._last_good.check(self.desired.documents)
 
     def _act(
         self, wanted: Vips, local_sources: frozenset[IPv4Network]
@@ -218,15 +247,15 @@ class Reconciler:
 
     def _keep(self, decision: Decision, desired: Desired) -> list[str]:
         """Write down the last good states before the kernel is touched; return what was not possible."""
-        problems = []
         for uid, vip in decision.vips.items():
             document = desired.documents.get(uid)
-            if document and not self._last_good.is_kept(document, vip.interface):
-                try:
-                    self._last_good.keep(document, vip.interface)
-                except files.UnwritableError as error:
-                    problems.append(str(error))
-        return problems[:1]  # one disk, one problem
+            if document:
+                self._last_good.keep(document, vip.interface)
+        try:
+            self._last_good.write()
+        except files.UnwritableError as error:
+            return [str(error)]
+        return []
 
     def _drop(self, decision: Decision, desired: Desired, counted: Mapping[str, ClusterIP]) -> list[str]:
         """Forget the last good states of which nothing is left in the kernel."""
@@ -312,3 +341,10 @@ class Reconciler:
 
 def _pod_cidrs(node: DesiredNode) -> frozenset[IPv4Network]:
     return frozenset(node.pod_cidrs)
+
+
+def _few(problems: list[str]) -> tuple[str, ...]:
+    """The first ones and the number of the others: a thousand may have one cause."""
+    if len(problems) <= MAX_PROBLEMS:
+        return tuple(problems)
+    return (*problems[: MAX_PROBLEMS - 1], f"There are {len(problems) - MAX_PROBLEMS + 1} more problems.")

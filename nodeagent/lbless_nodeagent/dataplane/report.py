@@ -1,19 +1,27 @@
-"""What dataplane says: observed.json for sync, and log lines for people, each fault once.
+"""What dataplane says: observed.json for sync, and log lines for people.
 
-Owns both, and what they are made of. What is in them was found out elsewhere.
+Owns both, and what they are made of. What is in them was found out elsewhere; which faults are worth a
+line is `faultlog`'s.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
-from lbless_api.node import EngineReport
+from lbless_api.node import EngineReport, Outstanding
 from lbless_api.state import OBSERVED, Observed, render_observed
 from lbless_nodeagent import files
+from lbless_nodeagent.dataplane.faultlog import FaultLog
 from lbless_nodeagent.dataplane.reconcile import Outcome
+
+MAX_MESSAGE = 400
+MAX_FAILURES_BYTES = 800 * 1024
 
 _LOG = logging.getLogger(__name__)
 
@@ -25,14 +33,24 @@ class Reporter:
         self._path = directory / OBSERVED
         self._boot_id = boot_id
         self._kernel = os.uname().release
-        self._said: dict[str, str] = {}
+        self._faults = FaultLog()
+        self._numbers = (0, 0)
         self._unwritable = ""
         self.last = Observed(boot_id, 0.0)
 
-    def report(self, outcome: Outcome, engine: EngineReport, counters: Mapping[str, int]) -> None:
+    def report(
+        self,
+        outcome: Outcome,
+        engine: EngineReport,
+        counters: Mapping[str, int],
+        repairs: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         """Say it. A disk that cannot be written is a problem and no reason to stop."""
         self._log(outcome)
+        failures, left_out = listed(outcome.failures.values())
         problems = outcome.problems
+        if left_out:
+            problems = (*problems, f"{left_out} more ClusterIPs have failures than this file lists.")
         if self._unwritable and self._unwritable not in problems:
             problems = (*problems, self._unwritable)
         self.last = Observed(
@@ -42,9 +60,10 @@ class Reporter:
             engines=(engine,),
             interfaces=outcome.interfaces,
             applied=outcome.applied,
-            failures=tuple(outcome.failures.values()),
+            failures=failures,
             problems=problems,
             counters=counters,
+            repairs=repairs,
         )
         try:
             # It is stale after a power cut anyway, and a slow disk must not delay the next pass.
@@ -56,16 +75,29 @@ class Reporter:
             self._unwritable = str(error)
 
     def _log(self, outcome: Outcome) -> None:
-        now = {f"ClusterIP {f.clusterip or uid}": f.message for uid, f in outcome.failures.items()}
-        now |= dict.fromkeys(outcome.problems, "")
-        for subject, sentence in now.items():
-            if self._said.get(subject) != sentence:
-                _LOG.warning("%s", f"{subject}: {sentence}" if sentence else subject)
-        for subject, sentence in self._said.items():
-            if subject not in now:
-                _LOG.info("No longer: %s", f"{subject}: {sentence}" if sentence else subject)
-        self._said = now
-        if outcome.applied != self.last.applied:
-            _LOG.info(
-                "%d ClusterIPs are as desired, %d are not.", len(outcome.applied), len(outcome.failures)
-            )
+        faults = {f"ClusterIP {f.clusterip or uid}": f.message for uid, f in outcome.failures.items()}
+        faults |= dict.fromkeys(outcome.problems, "")
+        for level, line in self._faults.lines(faults, time.monotonic()):
+            _LOG.log(level, "%s", line)
+        numbers = len(outcome.applied), len(outcome.failures)
+        if numbers != self._numbers:
+            self._numbers = numbers
+            _LOG.info("%d ClusterIPs are as desired, %d are not.", *numbers)
+
+
+def listed(failures: Iterable[Outstanding]) -> tuple[tuple[Outstanding, ...], int]:
+    """Return those that observed.json lists, with messages cut to what a reader needs, and how many it
+    does not: it is read and written all the time, so it stays below a mebibyte."""
+    kept: list[Outstanding] = []
+    size = left_out = 0
+    for failure in failures:
+        cut = failure
+        if len(failure.message) > MAX_MESSAGE:
+            cut = replace(failure, message=f"{failure.message[: MAX_MESSAGE - 3]}...")
+        # In JSON a character that is not ASCII takes six bytes, and the names of the fields some seventy.
+        size += 80 + sum(len(t) * (1 if t.isascii() else 6) for t in (cut.uid, cut.clusterip, cut.message))
+        if size > MAX_FAILURES_BYTES:
+            left_out += 1
+        else:
+            kept.append(cut)
+    return tuple(kept), left_out

@@ -47,6 +47,11 @@ class JournalFile:
         except files.UnwritableError as error:
             self.problem = str(error)
 
+    def check(self) -> None:
+        """Have the journal written again if its file is gone."""
+        if self.journal != Journal() and not self._path.exists():
+            self.problem = f"{self._path} was removed by somebody: it is being written again."
+
     def remove(self) -> None:
         """Remove the file; raises UnwritableError."""
         self.journal = Journal()
@@ -78,3 +83,8 @@ class IdentityFile:
             self.problem = None
         except files.UnwritableError as error:
             self.problem = str(error)
+
+    def check(self) -> None:
+        """Have the incarnations written again if their file is gone."""
+        if self.identity.interfaces and not self._path.exists():
+            self.problem = f"{self._path} was removed by somebody: it is being written again."
