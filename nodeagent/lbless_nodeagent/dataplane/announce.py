@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import socket
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from ipaddress import IPv4Address
 
 from lbless_nodeagent.dataplane.journal import Place
@@ -47,11 +47,14 @@ class Announcements:
         """Announce these from now on."""
         self._due.update(dict.fromkeys(places, (TIMES, now)))
 
-    def send(self, present: Collection[Place], network: Network, now: float) -> None:
+    def send(self, present: Iterable[Place], network: Network, now: float) -> None:
         """Send what is due; what is no longer present is forgotten."""
+        if not self._due:
+            return
+        there = set(present)
         for place, (left, at) in list(self._due.items()):
             link = network.links.get(place.index)
-            if link is None or place not in present:
+            if link is None or place not in there:
                 del self._due[place]
             elif at <= now:
                 try:

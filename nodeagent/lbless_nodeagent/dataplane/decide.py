@@ -158,8 +158,10 @@ class Decider:
 
     def _take_over(self, again: Set[str], made: Decision) -> None:
         last = self._decision
+        # A Vip that came out the same stays the same object, so that the engine need not compare it.
+        vips = {u: former if (former := last.vips.get(u)) == vip else vip for u, vip in made.vips.items()}
         self._decision = Decision(
-            vips={**{u: v for u, v in last.vips.items() if u not in again}, **made.vips},
+            vips={**{u: v for u, v in last.vips.items() if u not in again}, **vips},
             elsewhere=(last.elsewhere - again) | made.elsewhere,
             failures={**{u: f for u, f in last.failures.items() if u not in again}, **made.failures},
         )
@@ -167,5 +169,5 @@ class Decider:
         wanted = dict(self.wanted)
         for ip in gone:
             del wanted[ip]
-        wanted.update((vip.ip, vip) for vip in made.vips.values())
+        wanted.update((vip.ip, vip) for vip in vips.values())
         self.wanted = self.wanted if wanted == self.wanted else wanted

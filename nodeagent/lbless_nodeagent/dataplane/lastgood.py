@@ -43,9 +43,14 @@ class LastGood:
         return {uid: clusterip for uid, (clusterip, _) in self._kept.items()}
 
     def keep(self, document: Document, interface: str) -> None:
-        """Make `document` the last good state of its ClusterIP for this process, and note it for `write`."""
+        """Make `document` the last good state of its ClusterIP for this process, and note it for `write`.
+
+        Not for another interface alone, which nothing is decided by: when one is renamed, a thousand
+        addresses wait for their rules.
+        """
         uid = document.clusterip.identity.uid
-        if self._kept.get(uid) != (document.clusterip, interface):
+        kept = self._kept.get(uid)
+        if kept is None or (kept[0] is not document.clusterip and kept[0] != document.clusterip):
             self._kept[uid] = (document.clusterip, interface)
             self._unwritten[uid] = document
 

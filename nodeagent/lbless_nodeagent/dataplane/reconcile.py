@@ -28,7 +28,7 @@ from lbless_nodeagent.dataplane.identity import with_interfaces
 from lbless_nodeagent.dataplane.journal import Place
 from lbless_nodeagent.dataplane.lastgood import LastGood
 from lbless_nodeagent.dataplane.latest import Latest
-from lbless_nodeagent.dataplane.network import Address, interfaces, own_addresses, taken
+from lbless_nodeagent.dataplane.network import Address, Network, interfaces, own_addresses, taken
 from lbless_nodeagent.dataplane.placing import Placing, Served
 from lbless_nodeagent.dataplane.programming import Programming
 from lbless_nodeagent.dataplane.rtnetlink import LinkError, Rtnetlink
@@ -176,12 +176,13 @@ class Reconciler:
                 f"until sync has listed all ClusterIPs."
             )
         troubled = problems or settled.problems or settled.faults or not self.desired.is_watched
+        outdated = self._is_outdated(network, own)
         return Outcome(
             applied=self._applied(decision, counted, failures),
             failures=failures,
             problems=_few([*desired.problems, *problems, *settled.problems]),
             interfaces=found,
-            retry_at=self._retry_at(troubled=bool(troubled)),
+            retry_at=time.monotonic() if outdated else self._retry_at(troubled=bool(troubled)),
         )
 
     def _check_files(self) -> None:
@@ -331,6 +332,19 @@ class Reconciler:
         if len(places) < len(wanted):
             absent |= wanted.keys() - {place.ip for place in places}
         return absent
+
+    def _is_outdated(self, network: Network, own: tuple[Address, ...]) -> bool:
+        """Whether the links, when the pass read them after its changes, had changed otherwise too.
+
+        The notification of that is gone with the reading: nothing else would bring the next pass.
+        """
+        now = self._addresses.network
+        return now is not network and (
+            self._own(now, self._addresses.shared) != own
+            or now.gateways != network.gateways
+            or now.links != network.links
+            or bool(self._addresses.missing(self._held(self._decider.wanted)))
+        )
 
     def _retry_at(self, *, troubled: bool) -> float | None:
         times = [self.programming.retry_at, self._announcements.next_at]
