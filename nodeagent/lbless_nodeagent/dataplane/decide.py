@@ -117,7 +117,8 @@ class Decider:
         self._engine_refusal = engine_refusal
         self._counted: Mapping[str, ClusterIP] = {}
         self._claimants: dict[IPv4Address, set[str]] = {}
-        self._seen: tuple[Sequence[Interface], Taken] | None = None
+        self._interfaces: Sequence[Interface] = ()
+        self._in_use = Taken()
         self._decision = Decision({}, frozenset(), {})
         self.wanted: Mapping[IPv4Address, Vip] = {}
 
@@ -129,15 +130,22 @@ class Decider:
         changed = {uid for uid, clusterip in counted.items() if former.get(uid) is not clusterip}
         changed |= former.keys() - counted.keys()
         self._counted = counted
-        rivals = self._claim(changed, former)
-        if self._seen != (interfaces, in_use):
-            self._seen = (interfaces, in_use)
-            changed |= counted.keys()
-        again = changed | rivals
+        again = changed | self._claim(changed, former) | self._concerned(interfaces, in_use)
+        self._interfaces, self._in_use = interfaces, in_use
         if again:
             clusterips = [counted[uid] for uid in again if uid in counted]
             self._take_over(again, decide(self._node, clusterips, interfaces, in_use, self._engine_refusal))
         return self._decision
+
+    def _concerned(self, interfaces: Sequence[Interface], in_use: Taken) -> Set[str]:
+        """Those that may fare otherwise because the node looks otherwise."""
+        if _matters(self._interfaces) != _matters(interfaces) or self._in_use.ranges != in_use.ranges:
+            return self._counted.keys()
+        before, now = self._in_use.addresses, in_use.addresses
+        if before == now:
+            return set()
+        touched = [ip for ip in before.keys() | now.keys() if before.get(ip) != now.get(ip)]
+        return {uid for ip in touched for uid in self._claimants.get(ip, ())}
 
     def _claim(self, changed: Iterable[str], former: Mapping[str, ClusterIP]) -> set[str]:
         """Note who claims which address, and return whoever claims one that a changed one claims or did."""
@@ -171,3 +179,8 @@ class Decider:
             del wanted[ip]
         wanted.update((vip.ip, vip) for vip in vips.values())
         self.wanted = self.wanted if wanted == self.wanted else wanted
+
+
+def _matters(interfaces: Iterable[Interface]) -> list[tuple[object, ...]]:
+    """What of the interfaces decides which one carries an address: not their carrier, for one."""
+    return [(interface.name, interface.addresses) for interface in interfaces]

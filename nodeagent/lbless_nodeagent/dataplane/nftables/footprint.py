@@ -84,16 +84,19 @@ def vip(ip: IPv4Address, found: Footprint) -> Vip | None:
 
 def elements(ip: IPv4Address, found: Footprint) -> dict[SetName, frozenset[str]]:
     """All but the buckets, each element as nft writes it; maps with their values."""
-    ports = {f"{ip} . {PROTOCOL_NUMBERS[p.protocol]} . {p.first}" for p in found.ports if p.first == p.last}
+    text = str(ip)  # once: it takes a microsecond
+    ports = {f"{text} . {PROTOCOL_NUMBERS[p.protocol]} . {p.first}" for p in found.ports if p.first == p.last}
     ranges = {
-        f"{ip} . {PROTOCOL_NUMBERS[p.protocol]} . {p.first}-{p.last}" for p in found.ports if p.first < p.last
+        f"{text} . {PROTOCOL_NUMBERS[p.protocol]} . {p.first}-{p.last}"
+        for p in found.ports
+        if p.first < p.last
     }
     return {
-        SetName(Family.IP, SHARED): frozenset({str(ip)} if found.shared else ()),
-        SetName(Family.IP, VIPS): frozenset(f'"{i}" . {ip} : goto {chain}' for i, chain in found.entries),
+        SetName(Family.IP, SHARED): frozenset({text} if found.shared else ()),
+        SetName(Family.IP, VIPS): frozenset(f'"{i}" . {text} : goto {chain}' for i, chain in found.entries),
         SetName(Family.IP, PORTS): frozenset(ports),
         SetName(Family.IP, PORT_RANGES): frozenset(ranges),
-        SetName(Family.ARP, SHARED): frozenset({str(ip)} if found.arp_shared else ()),
-        SetName(Family.ARP, VIPS): frozenset(f'"{i}" . {ip}' for i in found.arp_interfaces),
-        SetName(Family.NETDEV, MACS): frozenset({f"{ip} : {found.mac}"} if found.mac else ()),
+        SetName(Family.ARP, SHARED): frozenset({text} if found.arp_shared else ()),
+        SetName(Family.ARP, VIPS): frozenset(f'"{i}" . {text}' for i in found.arp_interfaces),
+        SetName(Family.NETDEV, MACS): frozenset({f"{text} : {found.mac}"} if found.mac else ()),
     }
