@@ -76,10 +76,11 @@ class Dataplane:
 
     def __init__(self, host: Host, directory: Path, node: str = "n1") -> None:
         self.host = host
+        self.boot: Path | None = None
         self.directory = directory
         self.node = node
         self.desired = directory / "desired"
-        self.desired.mkdir(parents=True)
+        self.desired.mkdir(parents=True, exist_ok=True)
         self.process: subprocess.Popen[str] | None = None
 
     @property
@@ -91,7 +92,14 @@ class Dataplane:
     def launch(self) -> None:
         """Start it and wait for nothing."""
         command = [*DATAPLANE, "--node", self.node, "--state-dir", str(self.directory)]
-        self.process = self.host.popen(command, log="dataplane")
+        self.process = self.host.popen([*self._in_boot(), *command], log="dataplane")
+
+    def _in_boot(self) -> list[str]:
+        """The beginning of a command line for which the boot's id is what the file `boot` says, if it is set."""
+        if self.boot is None:
+            return []
+        script = f'mount --bind {self.boot} /proc/sys/kernel/random/boot_id && exec "$@"'
+        return ["unshare", "--mount", "sh", "-c", script, "sh"]
 
     def start(self) -> None:
         """Start it and wait for its first report."""
