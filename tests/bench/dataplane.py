@@ -29,7 +29,7 @@ def _process() -> Iterator[Row]:
         state = lan.directory / "state"
         arguments = [state, str(ADDRESSES), str(ROUNDS), str(IDLE_SECONDS)]
         found = _run(lan, "dataplane_inside.py", *arguments)
-    few = found["few"]
+    (few,) = found["few"]
     for what, unit, limit, figures in (
         (f"{SIZE}, start to all in the kernel", "ms", 3000, found["start"]),
         ("memory at rest", "MiB", 80, found["rss"]),
@@ -40,7 +40,7 @@ def _process() -> Iterator[Row]:
         ("flushed rules: all are back", "ms", 1000, found["rules"]),
         ("a pass that believes nothing", "ms", 200, found["thorough"]),
         (f"idle for {IDLE_SECONDS} s, with such a pass", "% of a core", 1, found["idle"]),
-        (f"rules, beside those with {FEW}", "", few, found["rule_count"]),
+        ("rules, beside those with a few ClusterIPs", "", few, found["rule_count"]),
     ):
         yield Row(f"dataplane: {what}", unit, limit, tuple(figures))
 
