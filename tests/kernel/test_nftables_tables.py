@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -27,6 +27,7 @@ from lbless_nodeagent.dataplane.nftables import readback, transactions
 from lbless_nodeagent.dataplane.nftables.engine import NftablesEngine
 from lbless_nodeagent.dataplane.nftables.names import Family
 from lbless_nodeagent.dataplane.nftables.netlink import Reader
+from lbless_nodeagent.dataplane.nftables.transactions import BucketChange
 from unit.nftables_strategies import wanteds
 
 pytestmark = pytest.mark.root
@@ -497,10 +498,12 @@ def test_a_thousand_addresses_load_in_transactions_of_at_most_ten_thousand_eleme
     assert sizes == [2]
 
 
-def elements_in(text: str) -> int:
+def elements_in(transaction: str | Sequence[BucketChange]) -> int:
+    if not isinstance(transaction, str):
+        return sum(len(change.keys) for change in transaction)
     return sum(
         line.count(",") + 1
-        for line in text.splitlines()
+        for line in transaction.splitlines()
         if line.startswith(("add element", "delete element"))
     )
 

@@ -21,6 +21,7 @@ from lab.kernelstate import owned_buckets  # noqa: E402
 from lbless_api.mac import default_mac  # noqa: E402
 from lbless_api.node import EngineReport  # noqa: E402
 from lbless_nodeagent import files  # noqa: E402
+from lbless_nodeagent.dataplane.nftables.batch import Batch  # noqa: E402
 from lbless_nodeagent.dataplane.nftables.engine import NftablesEngine  # noqa: E402
 from lbless_nodeagent.dataplane.nftables.library import Library  # noqa: E402
 from lbless_nodeagent.dataplane.reconcile import Reconciler  # noqa: E402
@@ -31,6 +32,7 @@ STEPS: tuple[tuple[Any, str], ...] = (
     (files, "write_bytes"),
     (files, "remove"),
     (Library, "run"),
+    (Batch, "run"),
     (Rtnetlink, "add_address"),
     (Rtnetlink, "remove_address"),
     (Rtnetlink, "join_group"),

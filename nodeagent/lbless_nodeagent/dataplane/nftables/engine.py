@@ -7,7 +7,8 @@ next door: `rules`, `footprint`, `transactions`.
 import logging
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 from lbless_api.buckets import BucketSet
 from lbless_api.hashing import MAX_BUCKETS, HashFunction, HashMode
@@ -15,12 +16,13 @@ from lbless_api.mac import parse_mac
 from lbless_api.node import EngineReport
 from lbless_nodeagent.dataplane.engine import NOTHING, Capabilities, EngineError, Vip, Wanted
 from lbless_nodeagent.dataplane.nftables import probe, readback, transactions
+from lbless_nodeagent.dataplane.nftables.batch import Batch
 from lbless_nodeagent.dataplane.nftables.footprint import vip as vip_of
 from lbless_nodeagent.dataplane.nftables.library import Library
 from lbless_nodeagent.dataplane.nftables.monitor import Monitor
 from lbless_nodeagent.dataplane.nftables.names import Family, valid_interface
 from lbless_nodeagent.dataplane.nftables.netlink import Reader
-from lbless_nodeagent.dataplane.nftables.transactions import MAX_ELEMENTS, Held
+from lbless_nodeagent.dataplane.nftables.transactions import MAX_ELEMENTS, BucketChange, Held
 
 _LOG = logging.getLogger(__name__)
 
@@ -40,22 +42,19 @@ class _Connection:
 
     def __init__(self) -> None:
         """Raises EngineError where nftables or the permission is missing."""
-        # First, as it fails with a sentence where libnftables would end the process.
-        self.reader = Reader()
-        try:
+        with ExitStack() as opened:
+            # First, as it fails with a sentence where libnftables would end the process.
+            self.reader = Reader()
+            opened.callback(self.reader.close)
             self.monitor = Monitor()
-            try:
-                self.library = Library()
-            except BaseException:
-                self.monitor.close()
-                raise
-        except BaseException:
-            self.reader.close()
-            raise
+            opened.callback(self.monitor.close)
+            self.batch = Batch()
+            opened.callback(self.batch.close)
+            self.library = Library()
+            self._opened = opened.pop_all()
 
     def close(self) -> None:
-        self.monitor.close()
-        self.reader.close()
+        self._opened.close()
 
 
 class NftablesEngine:
@@ -220,7 +219,11 @@ class NftablesEngine:
         restructured: set[Family] = set()
         for transaction in transactions.transactions(held, goal, self._max_elements):
             self._held = None  # until the last one is done, nobody knows
-            self._commit(transaction.text)
+            buckets = transaction.buckets
+            if buckets is None:
+                self._commit(transaction.text)
+            else:
+                self._commit(buckets)
             restructured |= transaction.restructured
         if restructured:
             self._held = None
@@ -233,12 +236,15 @@ class NftablesEngine:
         structures = {family: readback.read_structure(reader, family) for family in sorted(families)}
         self._commit("".join(transactions.seal(f, s.digest) for f, s in structures.items() if s))
 
-    def _commit(self, text: str) -> None:
+    def _commit(self, what: str | Sequence[BucketChange]) -> None:
         """Run one transaction, and take its own notifications for what they are."""
         connection = self._connect()
         before = connection.reader.generation()
         try:
-            connection.library.run(text)
+            if isinstance(what, str):
+                connection.library.run(what)
+            else:
+                connection.batch.run((change.verb, change.name, change.keys) for change in what)
         finally:
             after = connection.reader.generation()
             # If somebody else committed meanwhile, which one is ours cannot be told: all is read back then.

@@ -13,6 +13,8 @@ seen is less: an address that is dropped for some milliseconds.
 
 from __future__ import annotations
 
+import socket
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, collapse_addresses
@@ -41,6 +43,8 @@ MAX_ELEMENTS = 10_000
 _STATEMENT_ELEMENTS = 1_000
 _LOCAL_SOURCES = SetName(Family.IP, LOCAL_SOURCES)
 _EMPTY = BucketSet()
+_KEY = struct.Struct("=4sL")
+"""An owned bucket as the kernel has it: the address in network order, the bucket in the host's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +62,39 @@ NOTHING_HELD = Held()
 
 
 @dataclass(frozen=True, slots=True)
-class Transaction:
-    """A text that takes effect as a whole. `restructured` are the tables whose rules or sets it changes."""
+class BucketChange:
+    """Buckets that a set of owned ones gains (``add``) or loses (``delete``), each as its packed key."""
 
-    text: str
+    verb: str
+    name: str
+    keys: tuple[bytes, ...]
+
+    @property
+    def text(self) -> str:
+        """The same as nft writes it."""
+        unpacked = map(_KEY.unpack, self.keys)
+        written = ", ".join(f"{socket.inet_ntoa(ip)} . {bucket}" for ip, bucket in unpacked)
+        return f"{self.verb} element {Family.IP} {TABLE} {self.name} {{ {written} }}\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """What takes effect as a whole. `restructured` are the tables whose rules or sets it changes."""
+
+    statements: tuple[str | BucketChange, ...]
     elements: int
     restructured: frozenset[Family]
+
+    @property
+    def text(self) -> str:
+        """All of it for nft."""
+        return "".join(s if isinstance(s, str) else s.text for s in self.statements)
+
+    @property
+    def buckets(self) -> tuple[BucketChange, ...] | None:
+        """All of it, if it changes nothing but buckets; else None."""
+        changes = tuple(s for s in self.statements if isinstance(s, BucketChange))
+        return changes if len(changes) == len(self.statements) else None
 
 
 def target(wanted: Wanted, before: Wanted = NOTHING, goal_before: Held | None = None) -> Held:
@@ -93,8 +124,8 @@ def transactions(held: Held, goal: Held, limit: int = MAX_ELEMENTS) -> list[Tran
     structure, changed = _missing_structure(held, goal)
     piece = _Piece(limit)
     piece.structure(structure, changed)
-    for change in _element_changes(held, goal):
-        piece.add(*change)
+    for verb, name, elements_changed in _element_changes(held, goal):
+        piece.add(verb, name, elements_changed)
     if held.local_sources != goal.local_sources:
         # Whole: they are few, and the kernel can take "delete" and "add" of touching ranges amiss.
         piece.structure(f"flush set {_where(_LOCAL_SOURCES)}\n", frozenset())
@@ -134,7 +165,7 @@ def _families(tables: Iterable[Family], groups: list[HashParameters], egress: li
     return frozenset(touched)
 
 
-_Change = tuple[str, SetName, list[str]]
+_Change = tuple[str, SetName, list[str] | list[bytes]]
 
 
 def _element_changes(held: Held, goal: Held) -> Iterator[_Change]:
@@ -178,11 +209,12 @@ def _buckets(
     changed: list[tuple[IPv4Address, Footprint, Footprint]],
     difference: Callable[[BucketSet, BucketSet], BucketSet],
 ) -> Iterator[_Change]:
-    by_group: dict[HashParameters, list[str]] = {}
+    by_group: dict[HashParameters, list[bytes]] = {}
     for ip, old, wanted in changed:
+        packed = ip.packed
         for group in old.owned.keys() | wanted.owned.keys():
             buckets = difference(old.owned.get(group, _EMPTY), wanted.owned.get(group, _EMPTY))
-            by_group.setdefault(group, []).extend(f"{ip} . {bucket}" for bucket in buckets)
+            by_group.setdefault(group, []).extend(_KEY.pack(packed, bucket) for bucket in buckets)
     for group in sorted(by_group):
         yield verb, SetName(Family.IP, owned_set(group)), by_group[group]
 
@@ -197,34 +229,42 @@ class _Piece:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._done: list[Transaction] = []
-        self._text: list[str] = []
+        self._statements: list[str | BucketChange] = []
         self._count = 0
         self._restructured: frozenset[Family] = frozenset()
 
     def structure(self, text: str, restructured: frozenset[Family]) -> None:
         """Append statements without elements; they stay in the transaction at hand."""
         if text:
-            self._text.append(text)
+            self._statements.append(text)
             self._restructured |= restructured
 
-    def add(self, verb: str, name: SetName, texts: list[str]) -> None:
-        """Append the adding or deletion of elements, cut where a transaction is full."""
+    def add(self, verb: str, name: SetName, changed: list[str] | list[bytes]) -> None:
+        """Append the adding or deletion of elements, as texts or as keys of buckets, cut where a
+        transaction is full."""
         position = 0
-        while position < len(texts):
+        while position < len(changed):
             if self._count >= self._limit:
                 self._close()
             room = min(self._limit - self._count, _STATEMENT_ELEMENTS)
-            part = texts[position : position + room]
-            self._text.append(f"{verb} element {_where(name)} {{ {', '.join(part)} }}\n")
+            part = changed[position : position + room]
+            self._statements.append(_statement(verb, name, part))
             self._count += len(part)
             position += len(part)
 
     def finish(self) -> list[Transaction]:
         """Return all transactions."""
-        if self._text:
+        if self._statements:
             self._close()
         return self._done
 
     def _close(self) -> None:
-        self._done.append(Transaction("".join(self._text), self._count, self._restructured))
-        self._text, self._count, self._restructured = [], 0, frozenset()
+        self._done.append(Transaction(tuple(self._statements), self._count, self._restructured))
+        self._statements, self._count, self._restructured = [], 0, frozenset()
+
+
+def _statement(verb: str, name: SetName, part: list[str] | list[bytes]) -> str | BucketChange:
+    keys = tuple(key for key in part if isinstance(key, bytes))
+    if keys:
+        return BucketChange(verb, name.name, keys)
+    return f"{verb} element {_where(name)} {{ {', '.join(map(str, part))} }}\n"

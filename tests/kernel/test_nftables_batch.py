@@ -1,0 +1,134 @@
+"""Buckets packed by hand do to the kernel what nft's text does, as a whole or not at all."""
+
+import random
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+
+import pytest
+
+from kernel import segment
+from lbless_api.buckets import BucketSet
+from lbless_api.clusterip import HashParameters
+from lbless_api.hashing import HashFunction, HashMode
+from lbless_nodeagent.dataplane.engine import EngineError, Vip, Wanted
+from lbless_nodeagent.dataplane.nftables.batch import Batch
+from lbless_nodeagent.dataplane.nftables.engine import NftablesEngine
+from lbless_nodeagent.dataplane.nftables.library import Library
+from lbless_nodeagent.dataplane.nftables.names import owned_set
+from lbless_nodeagent.dataplane.nftables.netlink import AF_IPV4, Reader
+from lbless_nodeagent.dataplane.nftables.transactions import (
+    MAX_ELEMENTS,
+    BucketChange,
+    Transaction,
+    target,
+    transactions,
+)
+
+pytestmark = pytest.mark.root
+
+GROUP = HashParameters(HashFunction.JHASH, HashMode.SOURCE_IP_SOURCE_PORT, 0, 4096, 32)
+NAME = owned_set(GROUP)
+LARGE = {IPv4Address("10.8.0.1") + n: BucketSet(range(n, n + 85)) for n in range(300)}
+
+
+@pytest.fixture
+def batch(engine: NftablesEngine) -> Iterator[Batch]:
+    """With the tables there, and in them one address without a bucket."""
+    segment.link("eth0", "wire0")
+    engine.apply(wanted({IPv4Address("10.8.0.1"): BucketSet()}))
+    made = Batch()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def reader(namespace: None) -> Iterator[Reader]:
+    made = Reader()
+    yield made
+    made.close()
+
+
+def wanted(owned: dict[IPv4Address, BucketSet]) -> Wanted:
+    return Wanted(
+        {ip: Vip(ip, "eth0", "03:bf:0a:08:00:01", GROUP, None, buckets) for ip, buckets in owned.items()},
+        frozenset(),
+    )
+
+
+def elements(reader: Reader) -> set[tuple[bytes, bytes | None, bool, int]]:
+    listed = reader.elements(AF_IPV4, "lbless", NAME)
+    return {(e.key, e.key_end, e.value is None, e.flags) for e in listed}
+
+
+def key(bucket: int) -> bytes:
+    return IPv4Address("10.8.0.1").packed + bucket.to_bytes(4, "little")
+
+
+def steps(before: dict[IPv4Address, BucketSet], after: dict[IPv4Address, BucketSet]) -> list[Transaction]:
+    return transactions(target(wanted(before)), target(wanted(after)))
+
+
+def run(batch: Batch, changes: tuple[BucketChange, ...]) -> None:
+    batch.run((change.verb, change.name, change.keys) for change in changes)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_packed_buckets_and_nfts_text_come_to_the_same(batch: Batch, reader: Reader, seed: int) -> None:
+    chosen = random.Random(seed)
+    library = Library()
+    before = {ip: BucketSet() for ip in LARGE}
+    for _ in range(4):
+        after = {ip: BucketSet(chosen.sample(range(4096), chosen.choice([0, 1, 85]))) for ip in LARGE}
+        there, back = steps(before, after), steps(after, before)
+        for transaction in there:
+            assert transaction.buckets is not None
+            run(batch, transaction.buckets)
+        packed = elements(reader)
+        for transaction in back:
+            library.run(transaction.text)
+        for transaction in there:
+            library.run(transaction.text)
+        assert elements(reader) == packed
+        assert len(packed) == sum(map(len, after.values()))
+        before = after
+
+
+def test_ten_thousand_elements_are_one_transaction(batch: Batch, reader: Reader) -> None:
+    first, *_ = steps({ip: BucketSet() for ip in LARGE}, LARGE)
+    assert first.elements == MAX_ELEMENTS
+    assert first.buckets is not None
+    generation = reader.generation()
+    run(batch, first.buckets)
+    assert reader.generation() == generation + 1
+    assert len(elements(reader)) == MAX_ELEMENTS
+
+
+def test_of_a_refused_transaction_nothing_takes_effect_and_the_next_one_works(
+    batch: Batch, reader: Reader
+) -> None:
+    batch.run([("add", NAME, [key(1), key(2)])])
+    generation = reader.generation()
+    for refused in (
+        [("add", NAME, [key(3)]), ("delete", NAME, [key(9)])],
+        [("delete", NAME, [key(9)]), ("add", NAME, [key(3)])],
+        [("delete", NAME, [key(1)]), ("add", "no_such_set", [key(3)])],
+        [("delete", NAME, [key(1)]), ("add", NAME, [key(3) * 2])],
+    ):
+        with pytest.raises(EngineError, match="The kernel refused a change of lbless's sets"):
+            batch.run(refused)
+        assert {found[0] for found in elements(reader)} == {key(1), key(2)}
+    assert reader.generation() == generation
+    batch.run([("delete", NAME, [key(1)]), ("add", NAME, [key(4)])])
+    assert {found[0] for found in elements(reader)} == {key(2), key(4)}
+
+
+def test_a_bucket_that_is_there_already_may_be_added_again(batch: Batch, reader: Reader) -> None:
+    for _ in range(2):
+        batch.run([("add", NAME, [key(1)])])
+    assert {found[0] for found in elements(reader)} == {key(1)}
+
+
+def test_no_change_is_no_transaction(batch: Batch, reader: Reader) -> None:
+    generation = reader.generation()
+    batch.run([("add", NAME, [])])
+    assert reader.generation() == generation
