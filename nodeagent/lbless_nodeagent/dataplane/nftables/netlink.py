@@ -1,8 +1,8 @@
 """Reading nf_tables from the kernel: the request socket, attributes, dumps. Writes nothing.
 
-libnftables writes (but for buckets, see `batch`) and this reads, because reading back through libnftables is slower (85,000 elements:
-0.6 s and 27 MB of JSON), omits what is needed (a table's comment) and can kill the process (listing some
-sets). Formats: include/uapi/linux/netfilter/nf_tables.h and nfnetlink.h.
+libnftables writes (all but buckets: `batch`) and this reads, because reading back through libnftables is
+slower (85,000 elements: 0.6 s and 27 MB of JSON), omits what is needed (a table's comment) and can kill
+the process (listing some sets). Formats: include/uapi/linux/netfilter/nf_tables.h and nfnetlink.h.
 """
 
 import errno

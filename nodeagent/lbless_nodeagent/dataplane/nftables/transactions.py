@@ -45,6 +45,7 @@ _LOCAL_SOURCES = SetName(Family.IP, LOCAL_SOURCES)
 _EMPTY = BucketSet()
 _KEY = struct.Struct("=4sL")
 """An owned bucket as the kernel has it: the address in network order, the bucket in the host's."""
+_NUMBERS = [struct.pack("=L", bucket) for bucket in range(BucketSet.LIMIT)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +123,11 @@ def transactions(held: Held, goal: Held, limit: int = MAX_ELEMENTS) -> list[Tran
     `held` has nothing of a family that is not among its tables.
     """
     structure, changed = _missing_structure(held, goal)
-    piece = _Piece(limit)
+    element_changes = list(_element_changes(held, goal))
+    piece = _Piece(limit, whole=sum(len(elements) for _, _, elements in element_changes) <= limit)
     piece.structure(structure, changed)
-    for verb, name, elements_changed in _element_changes(held, goal):
-        piece.add(verb, name, elements_changed)
+    for verb, name, changed_elements in element_changes:
+        piece.add(verb, name, changed_elements)
     if held.local_sources != goal.local_sources:
         # Whole: they are few, and the kernel can take "delete" and "add" of touching ranges amiss.
         piece.structure(f"flush set {_where(_LOCAL_SOURCES)}\n", frozenset())
@@ -166,6 +168,7 @@ def _families(tables: Iterable[Family], groups: list[HashParameters], egress: li
 
 
 _Change = tuple[str, SetName, list[str] | list[bytes]]
+"""``add`` or ``delete``, where, and elements as nft writes them or buckets as `_KEY` packs them."""
 
 
 def _element_changes(held: Held, goal: Held) -> Iterator[_Change]:
@@ -214,7 +217,7 @@ def _buckets(
         packed = ip.packed
         for group in old.owned.keys() | wanted.owned.keys():
             buckets = difference(old.owned.get(group, _EMPTY), wanted.owned.get(group, _EMPTY))
-            by_group.setdefault(group, []).extend(_KEY.pack(packed, bucket) for bucket in buckets)
+            by_group.setdefault(group, []).extend([packed + _NUMBERS[bucket] for bucket in buckets])
     for group in sorted(by_group):
         yield verb, SetName(Family.IP, owned_set(group)), by_group[group]
 
@@ -224,10 +227,15 @@ def _where(name: SetName) -> str:
 
 
 class _Piece:
-    """Statements gathered into transactions, a new one whenever the elements of the last are enough."""
+    """Statements gathered into transactions, a new one whenever the elements of the last are enough.
 
-    def __init__(self, limit: int) -> None:
+    What does not fit in one transaction, as a `whole`, has its buckets in transactions of their own: those
+    are written the quick way.
+    """
+
+    def __init__(self, limit: int, *, whole: bool) -> None:
         self._limit = limit
+        self._whole = whole
         self._done: list[Transaction] = []
         self._statements: list[str | BucketChange] = []
         self._count = 0
@@ -242,6 +250,10 @@ class _Piece:
     def add(self, verb: str, name: SetName, changed: list[str] | list[bytes]) -> None:
         """Append the adding or deletion of elements, as texts or as keys of buckets, cut where a
         transaction is full."""
+        if changed and self._statements and not self._whole:
+            last = isinstance(self._statements[-1], BucketChange)
+            if last != isinstance(changed[0], bytes):
+                self._close()
         position = 0
         while position < len(changed):
             if self._count >= self._limit:
@@ -264,7 +276,7 @@ class _Piece:
 
 
 def _statement(verb: str, name: SetName, part: list[str] | list[bytes]) -> str | BucketChange:
-    keys = tuple(key for key in part if isinstance(key, bytes))
-    if keys:
-        return BucketChange(verb, name.name, keys)
-    return f"{verb} element {_where(name)} {{ {', '.join(map(str, part))} }}\n"
+    texts = [element for element in part if isinstance(element, str)]
+    if texts:
+        return f"{verb} element {_where(name)} {{ {', '.join(texts)} }}\n"
+    return BucketChange(verb, name.name, tuple(element for element in part if isinstance(element, bytes)))
