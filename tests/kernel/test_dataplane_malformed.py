@@ -51,7 +51,7 @@ def truncated(random: random.Random, path: Path, good: dict[str, Any]) -> None:
 def wrong_type(random: random.Random, path: Path, good: dict[str, Any]) -> None:
     where = good if random.random() < 0.3 else good[random.choice(["metadata", "spec", "status"])]
     key = random.choice([k for k in where if k not in ("apiVersion", "kind", "generation")])
-    where[key] = random.choice([1.5, True, -7, ["x"], {"x": {}}, "\N{SNOWMAN}" * 3000])
+    where[key] = random.choice([1.5, True, -7, ["x"], {"epoch": "x"}, "\N{SNOWMAN}" * 3000])
     path.write_text(json.dumps(good))
 
 

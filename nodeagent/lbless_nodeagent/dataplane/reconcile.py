@@ -28,7 +28,7 @@ from lbless_nodeagent.dataplane.identity import with_interfaces
 from lbless_nodeagent.dataplane.journal import Place
 from lbless_nodeagent.dataplane.lastgood import LastGood
 from lbless_nodeagent.dataplane.latest import Latest
-from lbless_nodeagent.dataplane.network import Address, Network, interfaces, own_addresses, taken
+from lbless_nodeagent.dataplane.network import Address, Link, Network, interfaces, own_addresses, taken
 from lbless_nodeagent.dataplane.placing import Placing, Served
 from lbless_nodeagent.dataplane.programming import Programming
 from lbless_nodeagent.dataplane.rtnetlink import LinkError, Rtnetlink
@@ -342,7 +342,7 @@ class Reconciler:
         return now is not network and (
             self._own(now, self._addresses.shared) != own
             or now.gateways != network.gateways
-            or now.links != network.links
+            or _as_others_see(now.links) != _as_others_see(network.links)
             or bool(self._addresses.missing(self._held(self._decider.wanted)))
         )
 
@@ -362,3 +362,8 @@ def _few(problems: list[str]) -> tuple[str, ...]:
     if len(problems) <= MAX_PROBLEMS:
         return tuple(problems)
     return (*problems[: MAX_PROBLEMS - 1], f"There are {len(problems) - MAX_PROBLEMS + 1} more problems.")
+
+
+def _as_others_see(links: Mapping[int, Link]) -> list[Link]:
+    """The links without the setting that a pass changes itself."""
+    return [replace(link, arp_announce=0) for link in links.values()]
