@@ -38,8 +38,9 @@ def _process() -> Iterator[Row]:
         ("a deleted address is back", "ms", 200, found["address"]),
         ("flushed rules: said", "ms", 200, found["said"]),
         ("flushed rules: all are back", "ms", 1000, found["rules"]),
-        ("a pass that believes nothing", "ms", 200, found["thorough"]),
-        (f"idle for {IDLE_SECONDS} s, with such a pass", "% of a core", 1, found["idle"]),
+        ("a pass that believes nothing of files and links", "ms", 200, found["thorough"]),
+        ("a pass that believes nothing of the rules", "ms", 200, found["audit"]),
+        (f"idle for {IDLE_SECONDS} s, with such passes", "% of a core", 1, found["idle"]),
         ("rules, beside those with a few ClusterIPs", "", few, found["rule_count"]),
     ):
         yield Row(f"dataplane: {what}", unit, limit, tuple(figures))

@@ -19,7 +19,8 @@ REPORT_SECONDS = 1.5
 """observed.json promises 2 s; the rest is for a pass that is under way."""
 
 THOROUGH_SECONDS = 30.0
-"""A pass that believes nothing: for whatever no notification told of."""
+"""What no notification told of is found by passes that believe nothing: one of files and links, and half
+way between two of those one of the rules, so that neither keeps a repair waiting for long."""
 
 _SETTLE_SECONDS = 0.001
 _SETTLE_AT_MOST_SECONDS = 0.02
@@ -69,31 +70,34 @@ class Loop:
         self._rules = rules
 
     def run(self) -> None:
-        """Pass when something changed and every 30 s, report after each pass and every 1.5 s."""
+        """Pass when something changed and every 15 s, report after each pass and every 1.5 s."""
         thorough_at = time.monotonic() + THOROUGH_SECONDS
-        outcome = self._pass(thorough=False)
+        audit_at = thorough_at - THOROUGH_SECONDS / 2
+        outcome = self._pass()
         while not self._stop.is_requested():
             idle_since = time.monotonic()
-            pass_at = min(thorough_at, outcome.retry_at if outcome.retry_at is not None else thorough_at)
+            pass_at = min(thorough_at, audit_at)
+            if outcome.retry_at is not None:
+                pass_at = min(pass_at, outcome.retry_at)
             changed = self._wait(min(pass_at, idle_since + REPORT_SECONDS))
             if self._stop.is_requested():
                 break
             now = time.monotonic()
             if changed or now >= pass_at:
-                thorough = now >= thorough_at
-                if thorough:
-                    thorough_at = now + THOROUGH_SECONDS
-                outcome = self._pass(thorough=thorough)
+                thorough, audit = now >= thorough_at, now >= audit_at
+                thorough_at += THOROUGH_SECONDS * thorough
+                audit_at += THOROUGH_SECONDS * audit
+                outcome = self._pass(thorough=thorough, audit=audit)
                 took, rested = time.monotonic() - now, now - idle_since
                 time.sleep(min(_PAUSE_AT_MOST_SECONDS, max(0.0, took - rested)))
             else:
                 self._report(outcome)
 
-    def _pass(self, *, thorough: bool) -> Outcome:
+    def _pass(self, *, thorough: bool = False, audit: bool = False) -> Outcome:
         damaged = self._reconciler.damaged()
         if damaged:
             self._report(damaged)
-        outcome = self._reconciler.run_pass(thorough=thorough)
+        outcome = self._reconciler.run_pass(thorough=thorough, audit=audit)
         self._report(outcome)
         return outcome
 

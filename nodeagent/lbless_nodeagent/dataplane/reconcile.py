@@ -94,13 +94,14 @@ class Reconciler:
         """How often what was done had to be done again, because somebody else undid it, by what it was."""
         return {**self._repairs, "rules": self.programming.repairs}
 
-    def run_pass(self, *, thorough: bool = False) -> Outcome:
-        """Bring the kernel to the desired state. `thorough`: believe nothing that was read before."""
+    def run_pass(self, *, thorough: bool = False, audit: bool = False) -> Outcome:
+        """Bring the kernel to the desired state, believing nothing that was read before: with `thorough` of
+        the files and the links, with `audit` of the rules."""
         if thorough:
             self.desired.forget()
         if thorough or not self.desired.is_watched:
             self._check_files()
-        self.programming.check(audit=thorough)
+        self.programming.check(audit=audit)
         try:
             self._addresses.refresh(thorough=thorough)
             self._outcome = self._pass()

@@ -106,8 +106,9 @@ def target(wanted: Wanted, before: Wanted = NOTHING, goal_before: Held | None = 
     known = goal_before.footprints if goal_before else {}
     prints = {}
     for ip, vip in wanted.vips.items():
-        same = known.get(ip) if before.vips.get(ip) is vip else None
-        prints[ip] = same or footprint(vip)
+        former = before.vips.get(ip)
+        same = former is vip or former == vip  # mostly it is, and to compare all of a thousand takes 2 ms
+        prints[ip] = (known.get(ip) if same else None) or footprint(vip)
     return Held(
         tables=frozenset(Family),
         groups=frozenset(vip.hash for vip in wanted.vips.values()),
