@@ -171,6 +171,23 @@ def test_a_state_directory_that_is_emptied_is_made_again_and_takes_nothing_with_
     wait_for(lambda: (disk / "journal.json").exists() and (disk / "identity.json").exists())
 
 
+def test_files_that_go_one_after_the_other_are_not_taken_for_deletions(lan: Lan, node: Host) -> None:
+    """The mark that sync has listed everything goes last, as it does where a directory lists it last."""
+    dataplane = Dataplane(node, lan.directory / "state")
+    many = [f"10.80.{3 + n // 250}.{n % 250 + 1}" for n in range(500)]
+    for ip in many:
+        dataplane.desire(uid(ip), ip, "7")
+    dataplane.complete()
+    dataplane.start()
+    wait_for(lambda: len(dataplane.observed().applied) == len(many))
+    for path in dataplane.desired.glob("*.json"):
+        path.unlink()
+    (dataplane.desired / ".complete").unlink()
+    seconds_pass(dataplane, 2)
+    assert len(dataplane.observed().applied) == len(many)
+    assert {f"{ip}/32" for ip in many} <= interface(node, "eth0").addresses.keys()
+
+
 def test_a_state_directory_that_is_removed_itself_is_made_again(lan: Lan, node: Host) -> None:
     dataplane = Dataplane(node, lan.directory / "state")
     fill_with_clusterips(dataplane)

@@ -133,7 +133,7 @@ def test_an_engine_that_does_not_work_here_gets_no_address_onto_a_link_and_says_
     assert message == "The memory engine does not work here: The kernel lacks nf_tables."
     assert node.addresses == set()
     node.engine.available = True
-    assert node.reconciler.run_pass(thorough=True).applied == {"10-8-0-101": 1}
+    assert node.reconciler.run_pass(audit=True).applied == {"10-8-0-101": 1}
     assert node.addresses == {FIRST}
 
 

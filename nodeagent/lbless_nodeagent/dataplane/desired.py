@@ -61,6 +61,7 @@ class DesiredDirectory:
         self._misnamed: frozenset[str] = frozenset()
         self._stale: set[str] = set()
         self._all_stale = True
+        self._shrinks = False
         self._inotify = INotify(nonblocking=True)
         self._watched = -1
         self._watch()
@@ -74,6 +75,11 @@ class DesiredDirectory:
     def is_watched(self) -> bool:
         """Whether changes are heard of. Without the directory they are not."""
         return self._watched >= 0
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether a file is announced to have gone that was not read since: perhaps all of them are going."""
+        return self._shrinks
 
     def fileno(self) -> int:
         """For poll(): readable when a file changed."""
@@ -90,6 +96,7 @@ class DesiredDirectory:
                     self._watched = -1
             elif event.name in _HIDDEN or _is_candidate(event.name):
                 self._stale.add(event.name)
+                self._shrinks |= bool(event.mask & (flags.DELETE | flags.MOVED_FROM))
                 matters = True
         return matters
 
@@ -140,7 +147,7 @@ class DesiredDirectory:
         # The directory may be going as a whole, and this file have gone after the others.
         complete = complete and self._read_complete(problems)
         self._misnamed = frozenset(misnamed)
-        self._stale, self._all_stale = set(), False
+        self._stale, self._all_stale, self._shrinks = set(), False, False
         self._last = _with_former_parts(
             Desired(complete, documents, faults, node, tuple(problems)), self._last
         )
