@@ -132,3 +132,17 @@ def test_no_change_is_no_transaction(batch: Batch, reader: Reader) -> None:
     generation = reader.generation()
     batch.run([("add", NAME, [])])
     assert reader.generation() == generation
+
+
+def test_what_was_written_a_moment_ago_is_read_back_whole(batch: Batch, reader: Reader) -> None:
+    """Meanwhile the kernel enlarges the set's hash table, and a dump of it may be wrong without saying so."""
+    goal = wanted(LARGE)
+    for _ in range(6):
+        engine = NftablesEngine()
+        engine.remove()
+        engine.apply(goal)
+        assert len(elements(reader)) == sum(map(len, LARGE.values()))
+        engine.close()
+        successor = NftablesEngine()
+        assert successor.installed() == goal
+        successor.close()

@@ -28,7 +28,7 @@ _REQUEST, _DUMP, _DUMP_INTERRUPTED = 0x1, 0x300, 0x10
 _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 _NETLINK_NETFILTER = 12
 _RECEIVE_BYTES = 1 << 18
-_ATTEMPTS = 20
+ATTEMPTS = 20
 _ANSWER_SECONDS = 10
 
 Attributes = dict[int, memoryview]
@@ -127,7 +127,7 @@ class Reader:
 
         A dump during which somebody else committed may be inconsistent, and is repeated.
         """
-        for _ in range(_ATTEMPTS):
+        for _ in range(ATTEMPTS):
             try:
                 return list(self._ask(kind, family, request, dump=True))
             except FileNotFoundError:
@@ -135,22 +135,32 @@ class Reader:
             except InterruptedError:
                 continue
         raise EngineError(
-            f"Other programs change nftables so fast that it cannot be read ({_ATTEMPTS} attempts): "
+            f"Other programs change nftables so fast that it cannot be read ({ATTEMPTS} attempts): "
             f"see with `nft monitor` which it is."
         )
 
-    def elements(self, family: int, table: str, name: str) -> Iterator[Element]:
-        """The elements of a set or map; none if it is absent. Raises EngineError for a catch-all one."""
-        for answer in self.dump(GETSETELEM, family, name_attribute(1, table) + name_attribute(2, name)):
-            listed = attributes(answer).get(3)
-            for _, packed in each_attribute(listed) if listed is not None else ():
-                yield _element(attributes(packed), name)
+    def elements(self, family: int, table: str, name: str) -> list[Element]:
+        """The elements of a set or map; none if it is absent. Raises EngineError for a catch-all one.
+
+        While the kernel enlarges a set's hash table, for some milliseconds after a large change, a dump has
+        some elements twice and as many others not at all, without a word: it is repeated.
+        """
+        for _ in range(ATTEMPTS):
+            found = []
+            for answer in self.dump(GETSETELEM, family, name_attribute(1, table) + name_attribute(2, name)):
+                listed = attributes(answer).get(3)
+                for _, packed in each_attribute(listed) if listed is not None else ():
+                    found.append(_element(attributes(packed), name))
+            if len({(element.key, element.flags) for element in found}) == len(found):
+                return found
+        raise unsteady(name)
 
     def plain_keys(self, family: int, table: str, name: str, key: str) -> Iterator[tuple[Any, ...]]:
         """The keys, as `struct` unpacks them by `key`, of a set whose elements have nothing but a key.
 
-        As `elements`, but some five times as fast: for a set that may have hundreds of thousands. Raises
-        ValueError where an element has more, EngineError as `elements` does.
+        Some five times as fast as `elements`: for a set that may have hundreds of thousands. Raises
+        ValueError where an element has more. One that comes twice says that others are missing: the
+        caller, who sees it for free, repeats the dump then (see `elements`).
         """
         size = struct.calcsize(f"={key}")
         # NFTA_LIST_ELEM of NFTA_SET_ELEM_KEY of NFTA_DATA_VALUE, and nothing else in any of them.
@@ -209,6 +219,13 @@ class Reader:
                 yield whole[MESSAGE.size :]
                 if not dump:
                     return
+
+
+def unsteady(name: str) -> EngineError:
+    """What a set that cannot be read, because it keeps growing, is told with."""
+    return EngineError(
+        f"Set {name} changes so fast that it cannot be read ({ATTEMPTS} attempts): see with `nft monitor` why."
+    )
 
 
 def messages(received: memoryview) -> Iterator[tuple[int, int, int, memoryview]]:

@@ -34,6 +34,7 @@ from lbless_nodeagent.dataplane.nftables.netlink import (
     AF_ARP,
     AF_IPV4,
     AF_NETDEV,
+    ATTEMPTS,
     GETCHAIN,
     GETOBJ,
     GETRULE,
@@ -45,6 +46,7 @@ from lbless_nodeagent.dataplane.nftables.netlink import (
     attributes,
     name_attribute,
     name_of,
+    unsteady,
 )
 from lbless_nodeagent.dataplane.nftables.rules import FORMAT
 from lbless_nodeagent.dataplane.nftables.transactions import Held
@@ -219,16 +221,22 @@ def _read_elements(reader: Reader, family: Family, structure: Structure, found: 
 
 def _read_owned(reader: Reader, group: HashParameters, found: _Found) -> None:
     """By far the largest sets."""
-    buckets: dict[bytes, list[int]] = defaultdict(list)
-    try:
-        for ip, bucket in reader.plain_keys(_AF[Family.IP], TABLE, owned_set(group), "4sL"):
-            buckets[ip].append(bucket)
-    except ValueError:
-        raise _Damaged from None
-    for ip, members in buckets.items():
-        if max(members) >= group.buckets:
+    for _ in range(ATTEMPTS):
+        buckets: dict[bytes, list[int]] = defaultdict(list)
+        try:
+            for ip, bucket in reader.plain_keys(_AF[Family.IP], TABLE, owned_set(group), "4sL"):
+                buckets[ip].append(bucket)
+        except ValueError:
+            raise _Damaged from None
+        if any(max(members) >= group.buckets for members in buckets.values()):
             raise _Damaged
-        found.owned[IPv4Address(ip)][group] = BucketSet(members)
+        owned = {ip: BucketSet(members) for ip, members in buckets.items()}
+        if all(len(owned[ip]) == len(members) for ip, members in buckets.items()):
+            break
+    else:
+        raise unsteady(owned_set(group))
+    for ip, members in owned.items():
+        found.owned[IPv4Address(ip)][group] = members
 
 
 def _value(element: Element) -> Attributes:
