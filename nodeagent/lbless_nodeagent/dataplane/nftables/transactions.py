@@ -184,6 +184,8 @@ def _element_changes(held: Held, goal: Held) -> Iterator[_Change]:
     for ip, old, wanted in changed:
         old_elements, new_elements = elements(ip, old), elements(ip, wanted)
         for name, present in old_elements.items():
+            if present == new_elements[name]:
+                continue
             gone.setdefault(name, []).extend(sorted(present - new_elements[name]))
             new.setdefault(name, []).extend(sorted(new_elements[name] - present))
 
