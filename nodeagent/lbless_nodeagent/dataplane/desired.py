@@ -145,9 +145,11 @@ class DesiredDirectory:
                 f"{len(misnamed)} files in {self._directory} are not named after a UID, "
                 f"such as {ascii(min(misnamed))[:80]}: remove them."
             )
-        self._tell_lost(listed or frozenset(), documents, faults)
-        # The directory may be going as a whole, and this file have gone after the others.
-        complete = listed is not None and self._read_complete(problems) is not None
+        # Again: the directory may be going as a whole and this file have gone after the others, and what was
+        # deleted since is no loss.
+        still_listed = self._read_complete(problems)
+        complete = listed is not None and still_listed is not None
+        self._tell_lost((listed or frozenset()) & (still_listed or frozenset()), documents, faults)
         self._misnamed = frozenset(misnamed)
         self._stale, self._all_stale, self._shrinks = set(), False, False
         self._last = _with_former_parts(
