@@ -22,6 +22,8 @@ from lbless_nodeagent.dataplane.reconcile import Outcome
 
 MAX_MESSAGE = 400
 MAX_FAILURES_BYTES = 800 * 1024
+NUMBERS_SECONDS = 10.0
+"""How many ClusterIPs are as desired is logged at most so often: a thousand may come one by one."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ class Reporter:
         self._boot_id = boot_id
         self._kernel = os.uname().release
         self._faults = FaultLog()
+        self._numbers_at = 0.0
         self._numbers = (0, 0)
         self._unwritable = ""
         self.last = Observed(boot_id, 0.0)
@@ -77,11 +80,12 @@ class Reporter:
     def _log(self, outcome: Outcome) -> None:
         faults = {f"ClusterIP {f.clusterip or uid}": f.message for uid, f in outcome.failures.items()}
         faults |= dict.fromkeys(outcome.problems, "")
-        for level, line in self._faults.lines(faults, time.monotonic()):
+        now = time.monotonic()
+        for level, line in self._faults.lines(faults, now):
             _LOG.log(level, "%s", line)
         numbers = len(outcome.applied), len(outcome.failures)
-        if numbers != self._numbers:
-            self._numbers = numbers
+        if numbers != self._numbers and now >= self._numbers_at:
+            self._numbers, self._numbers_at = numbers, now + NUMBERS_SECONDS
             _LOG.info("%d ClusterIPs are as desired, %d are not.", *numbers)
 
 
