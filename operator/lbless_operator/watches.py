@@ -31,6 +31,7 @@ SILENCE_SECONDS = 70.0
 """Bookmarks come every 60 s: a watch silent for longer hangs on a connection that is half open."""
 RETRY_SECONDS = (1, 2, 4, 4, 4)
 """The longest waits before a request is repeated; each wait is a random part of it."""
+LOOK_SECONDS = 1.0
 WELL_SECONDS = 60.0
 """kopf that ran so long was well: what ends it then is another failure than the last."""
 
@@ -98,7 +99,7 @@ class Watches:
             self._running = (asyncio.get_running_loop(), flag)
         try:
             if not self._stop.is_set():
-                await kopf.operator(
+                operator = kopf.operator(
                     registry=self._registry,
                     settings=self._settings,
                     standalone=True,
@@ -106,6 +107,7 @@ class Watches:
                     namespaces=[self._namespace] if self._namespace else [],
                     stop_flag=flag,
                 )
+                await _until_ended(asyncio.create_task(operator))
         finally:
             with self._lock:
                 self._running = None
@@ -153,9 +155,8 @@ def _settings(kinds: Collection[Kind]) -> kopf.OperatorSettings:
     settings.persistence.progress_storage = NoProgress()
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 5
-    settings.networking.error_backoffs = _Jittered(
-        RETRY_SECONDS
-    )  # the default grows to minutes after an outage
+    # The default grows to minutes after an outage.
+    settings.networking.error_backoffs = _Jittered(RETRY_SECONDS)
     settings.process.ultimate_exiting_timeout = None  # it would kill this whole process
     for kind in kinds:
         source = SOURCES[kind]
@@ -164,6 +165,23 @@ def _settings(kinds: Collection[Kind]) -> kopf.OperatorSettings:
         if source.label_selector:
             settings.watching.label_selectors[source.resource] = source.label_selector
     return settings
+
+
+async def _until_ended(operator: asyncio.Task[None]) -> None:
+    """Return when kopf has ended, and see to it that all its watchers end once one of them has.
+
+    kopf cancels a watcher together with the waiter for pauses that it has; one that is repeating a request then
+    swallows that and watches on, and kopf waits for it without end (1.45, api.stream): nothing else is watched.
+    """
+    most = 0
+    while not operator.done():
+        await asyncio.wait({operator}, timeout=LOOK_SECONDS)
+        watchers = [task for task in asyncio.all_tasks() if task.get_name().startswith("watcher for ")]
+        most = max(most, len(watchers))
+        if len(watchers) < most:
+            for task in watchers:
+                task.cancel()
+    await operator
 
 
 class _Jittered(Sized, Iterable[float]):

@@ -33,6 +33,7 @@ from cluster.operatorworld import (
 from cluster.syncing import ACCOUNT, SyncedNode, wait_for
 from lab.controlplane import ControlPlane
 from lab.faultproxy import FaultProxy
+from lbless_operator.watches import RETRY_SECONDS
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
 
@@ -257,6 +258,33 @@ def test_what_was_deleted_while_watches_were_gone_takes_effect(
     assert max(took.values()) < RIGHT_SECONDS
     assert assignment(scene.world)[0] == epoch + 1
     assert scene.operator.poll() is None
+
+
+def test_after_refusals_that_outlast_every_retry_what_is_new_is_seen_at_once_again(scene: Scene) -> None:
+    """kopf gives up then, and must not hang while it ends: no watch would be left, only LISTs."""
+    scene.before_operator.answer(403, verbs=["LIST", "WATCH"])
+    scene.before_operator.cut_watches()
+    # Each watch ends kopf at another time, up to the sum of its waits after the first.
+    await_log(scene.operator, "Watches failed and begin anew", sum(RETRY_SECONDS) + 5)
+    time.sleep(2)
+    scene.before_operator.heal()
+    # The next request, the round that kopf waits for, and its own LISTs.
+    until("watches of the operator", lambda: watched(scene.before_operator) >= {"clusterips", "nodes"}, 30)
+    await_round(scene.before_operator)
+    asked_at = time.monotonic()
+    scene.world.clusterip("new", ip=scene.world.beside(2))
+    until("the assignment", lambda: shares(scene.world.get("new")), 10)
+    print(f"a new ClusterIP was assigned after {time.monotonic() - asked_at:.2f} s")
+    assert "defect" not in log_of(scene.operator)
+
+
+def watched(proxy: FaultProxy) -> set[str]:
+    """The plurals of which a watch was begun since the proxy is healed."""
+    return {
+        asked.path.split("?")[0].rpartition("/")[2]
+        for asked in proxy.requests()
+        if asked.verb == "WATCH" and asked.outcome == 200 and asked.at > proxy.healed_at
+    }
 
 
 def test_with_every_third_request_dropped_everything_still_happens(scene: Scene) -> None:

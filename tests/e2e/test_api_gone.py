@@ -34,6 +34,7 @@ def proxy(lbless: Installation) -> Iterator[FaultProxy]:
         try:
             yield proxy
         finally:
+            print(lbless.log(OPERATOR, lbless.lan.control))
             proxy.heal()
             restart("")
 

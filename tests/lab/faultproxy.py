@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -48,6 +49,8 @@ class FaultProxy:
         self._host = host
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
+        self.healed_at = float("-inf")
+        """When faults ended last, in the time of `Asked.at`."""
 
     def __enter__(self) -> FaultProxy:
         identity = self._control_plane.certificate(self._host)
@@ -124,6 +127,7 @@ class FaultProxy:
     def heal(self) -> None:
         """End all faults; what is half-open stays so."""
         self._order("heal")
+        self.healed_at = time.monotonic()
 
     def requests(self) -> list[Asked]:
         """Every request so far, in the order in which they came."""
