@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.operatorworld import RBAC, Agents, Operator, World
 from lab import claim
 from lab.controlplane import ControlPlane
 from lab.errors import LabError
@@ -44,3 +45,28 @@ def install_crds(control_plane: ControlPlane) -> None:
         return True
 
     Silence().until("the CRDs to be served", served, timeout_seconds=20)
+
+
+@pytest.fixture(scope="module")
+def agents(control_plane: ControlPlane) -> Iterator[Agents]:
+    """Agents of nodes that a module's tests make; they confirm whatever is assigned."""
+    control_plane.apply(RBAC)
+    agents = Agents(control_plane)
+    yield agents
+    agents.close()
+
+
+@pytest.fixture
+def world(control_plane: ControlPlane, agents: Agents) -> Iterator[World]:
+    """Nodes, pods and ClusterIPs of one test."""
+    world = World(control_plane, agents)
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def program(control_plane: ControlPlane, agents: Agents, tmp_path: Path) -> Iterator[Operator]:
+    """lbless-operator, to be started by the test."""
+    program = Operator(control_plane, tmp_path)
+    yield program
+    program.close()

@@ -6,6 +6,7 @@ The real agents are in the end-to-end tests; these confirm at once whatever they
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
 import signal
@@ -249,21 +250,24 @@ def until(what: str, condition: Any, timeout_seconds: float = 15) -> Any:
 
 
 class World:
-    """Nodes, pods and ClusterIPs of one test: all named after it, so that tests do not see each other's."""
+    """Nodes, pods and ClusterIPs of one test, in a namespace of its own, so that tests do not see each other's."""
 
-    def __init__(self, control_plane: ControlPlane, agents: Agents, name: str, number: int) -> None:
+    _numbers = itertools.count(1)
+
+    def __init__(self, control_plane: ControlPlane, agents: Agents) -> None:
+        number = next(self._numbers)
         self.control_plane = control_plane
         self.agents = agents
-        self.namespace = name
+        self.namespace = f"world-{number}"
         self._number = number
         self._nodes: list[str] = []
         self.ip = f"10.80.{200 + number // 200}.{number % 200 + 1}"
-        control_plane.make_namespace(name)
+        control_plane.make_namespace(self.namespace)
 
     def node(self, short: str, *, agent: bool = True, lease_age_seconds: float = 0.0, **options: Any) -> str:
         """Make a Node of this test, by default with a living agent; return its name."""
         name = f"{self.namespace}-{short}"
-        address = f"10.80.{10 + self._number}.{len(self._nodes) + 1}"
+        address = f"10.80.{10 + self._number % 180}.{len(self._nodes) + 1}"
         labels = {"test": self.namespace, **options.pop("labels", {})}
         agent_options = {k: options.pop(k) for k in list(options) if k in Agent.__dataclass_fields__}
         self.control_plane.make_node(name, address, labels=labels, **options)

@@ -20,8 +20,6 @@ import pytest
 
 from cluster.operatorworld import (
     NAMESPACE,
-    RBAC,
-    Agents,
     Operator,
     World,
     await_log,
@@ -39,7 +37,6 @@ pytestmark = [pytest.mark.root, pytest.mark.apiserver]
 
 RIGHT_SECONDS = 80.0
 """Promised: so long after a watch went wrong, whatever happened meanwhile has taken effect."""
-_numbers = itertools.count(140)
 
 
 @dataclass
@@ -111,29 +108,6 @@ def living_dataplanes(syncs: list[SyncedNode]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-
-
-@pytest.fixture(scope="module")
-def agents(control_plane: ControlPlane) -> Iterator[Agents]:
-    control_plane.apply(RBAC)
-    agents = Agents(control_plane)
-    yield agents
-    agents.close()
-
-
-@pytest.fixture
-def world(control_plane: ControlPlane, agents: Agents) -> Iterator[World]:
-    number = next(_numbers)
-    world = World(control_plane, agents, f"f{number}", number)
-    yield world
-    world.close()
-
-
-@pytest.fixture
-def program(control_plane: ControlPlane, tmp_path: Path) -> Iterator[Operator]:
-    program = Operator(control_plane, tmp_path)
-    yield program
-    program.close()
 
 
 @pytest.fixture

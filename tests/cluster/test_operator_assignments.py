@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cluster.operatorworld import (
-    RBAC,
     Agents,
     Operator,
     World,
@@ -30,16 +29,8 @@ from lbless_api.buckets import BucketSet
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
 
-_numbers = itertools.count(1)
+_markers = itertools.count(1)
 EXCLUDE = "node.kubernetes.io/exclude-from-external-load-balancers"
-
-
-@pytest.fixture(scope="module")
-def agents(control_plane: ControlPlane) -> Iterator[Agents]:
-    control_plane.apply(RBAC)
-    agents = Agents(control_plane)
-    yield agents
-    agents.close()
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +59,7 @@ def world(
     running: list[subprocess.Popen[bytes]],
     request: pytest.FixtureRequest,
 ) -> Iterator[World]:
-    number = next(_numbers)
-    world = World(control_plane, agents, f"t{number}", number)
+    world = World(control_plane, agents)
     yield world
     world.close()
 
@@ -195,7 +185,7 @@ def test_a_noschedule_taint_and_a_cordon_move_nothing(world: World):
 
 def reconciled(world: World) -> None:
     """Return when the operator has looked at all that happened before: it has seen another change since."""
-    world.clusterip("marker", ip=f"10.80.210.{next(_numbers)}", nodeSelector={"marker": "none"})
+    world.clusterip("marker", ip=f"10.80.210.{next(_markers)}", nodeSelector={"marker": "none"})
     world.wait_condition("Ready", "False", "NoEligibleNode", "marker")
     world.delete("marker")
 

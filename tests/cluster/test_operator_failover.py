@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import signal
 import subprocess
 import time
@@ -14,8 +13,6 @@ import pytest
 
 from cluster.operatorworld import (
     LEASES,
-    RBAC,
-    Agents,
     Operator,
     World,
     await_log,
@@ -31,23 +28,6 @@ pytestmark = [pytest.mark.root, pytest.mark.apiserver]
 
 TAKEOVER_SECONDS = 20.0
 """Promised: so long after the one that works stopped, the other works."""
-_numbers = itertools.count(170)
-
-
-@pytest.fixture(scope="module")
-def agents(control_plane: ControlPlane) -> Iterator[Agents]:
-    control_plane.apply(RBAC)
-    agents = Agents(control_plane)
-    yield agents
-    agents.close()
-
-
-@pytest.fixture
-def world(control_plane: ControlPlane, agents: Agents) -> Iterator[World]:
-    number = next(_numbers)
-    world = World(control_plane, agents, f"t{number}", number)
-    yield world
-    world.close()
 
 
 @pytest.fixture

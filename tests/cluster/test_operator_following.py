@@ -2,42 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-from cluster.operatorworld import RBAC, Agents, Operator, World, end, until
-from lab.controlplane import ControlPlane
+from cluster.operatorworld import Operator, World, end, until
 from lab.objects import Endpoint
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
-
-_numbers = itertools.count(185)
-
-
-@pytest.fixture(scope="module")
-def agents(control_plane: ControlPlane) -> Iterator[Agents]:
-    control_plane.apply(RBAC)
-    agents = Agents(control_plane)
-    yield agents
-    agents.close()
-
-
-@pytest.fixture
-def world(control_plane: ControlPlane, agents: Agents) -> Iterator[World]:
-    number = next(_numbers)
-    world = World(control_plane, agents, f"f{number}", number)
-    yield world
-    world.close()
-
-
-@pytest.fixture
-def program(control_plane: ControlPlane, agents: Agents, tmp_path: Path) -> Iterator[Operator]:
-    program = Operator(control_plane, tmp_path)
-    yield program
-    program.close()
 
 
 def relabel(world: World, pod: str, app: str) -> None:

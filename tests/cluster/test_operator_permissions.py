@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.operatorworld import (
     NAMESPACE,
-    RBAC,
     Agents,
     Operator,
     World,
@@ -25,23 +21,6 @@ from cluster.operatorworld import (
 from lab.controlplane import ControlPlane
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
-
-_numbers = itertools.count(160)
-
-
-@pytest.fixture(scope="module")
-def agents(control_plane: ControlPlane) -> Iterator[Agents]:
-    control_plane.apply(RBAC)
-    agents = Agents(control_plane)
-    yield agents
-    agents.close()
-
-
-@pytest.fixture
-def program(control_plane: ControlPlane, tmp_path: Path) -> Iterator[Operator]:
-    program = Operator(control_plane, tmp_path)
-    yield program
-    program.close()
 
 
 def without(rules: list[dict[str, Any]], plural: str) -> list[dict[str, Any]]:
@@ -57,8 +36,7 @@ def without(rules: list[dict[str, Any]], plural: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def assigned(control_plane: ControlPlane, agents: Agents, tmp_path_factory: pytest.TempPathFactory):
     """ClusterIPs of every kind of workload, assigned by an operator that has ended."""
-    number = next(_numbers)
-    world = World(control_plane, agents, f"f{number}", number)
+    world = World(control_plane, agents)
     program = Operator(control_plane, tmp_path_factory.mktemp("first"))
     a, b = world.nodes("a", "b")
     labels = {"app": "web"}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import signal
 import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +14,6 @@ import pytest
 from cluster.conftest import install_crds
 from cluster.operatorworld import (
     NAMESPACE,
-    RBAC,
-    Agents,
     Operator,
     World,
     await_log,
@@ -30,31 +26,6 @@ from cluster.operatorworld import (
 from lab.controlplane import ControlPlane
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
-
-_numbers = itertools.count(120)
-
-
-@pytest.fixture(scope="module")
-def agents(control_plane: ControlPlane) -> Iterator[Agents]:
-    control_plane.apply(RBAC)
-    agents = Agents(control_plane)
-    yield agents
-    agents.close()
-
-
-@pytest.fixture
-def world(control_plane: ControlPlane, agents: Agents) -> Iterator[World]:
-    number = next(_numbers)
-    world = World(control_plane, agents, f"p{number}", number)
-    yield world
-    world.close()
-
-
-@pytest.fixture
-def program(control_plane: ControlPlane, agents: Agents, tmp_path: Path) -> Iterator[Operator]:
-    program = Operator(control_plane, tmp_path)
-    yield program
-    program.close()
 
 
 def free_port() -> int:
