@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bench import dataplane, latency, operator, planner, record, sync
+from bench import dataplane, latency, planner, record, sync, the_operator
 from bench.measure import Row, noise
 from lab.errors import LabError
 
@@ -17,7 +17,7 @@ CASES: dict[str, Callable[[], Iterable[Row]]] = {
     "planner": planner.rows,
     "dataplane": dataplane.rows,
     "sync": sync.rows,
-    "operator": operator.rows,
+    "operator": the_operator.rows,
     "latency": latency.rows,
 }
 
