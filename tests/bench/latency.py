@@ -138,12 +138,13 @@ class _Changes:
     def _line(self, seconds: float) -> str:
         """The next line, empty if none comes in time."""
         assert self._process.stdout is not None
-        readable, _, _ = select.select([self._process.stdout], [], [], seconds)
-        if not readable:
-            return ""
-        written = os.read(self._process.stdout.fileno(), 65536).decode().split()
-        if not written:
-            raise LabError(
-                f"watching the rules of {self._node.name} ended: {self._node.last_words('latency')}"
-            )
-        return written[-1]
+        descriptor = self._process.stdout.fileno()
+        while select.select([descriptor], [], [], seconds)[0]:
+            written = os.read(descriptor, 65536)
+            if not written:
+                raise LabError(
+                    f"watching the rules of {self._node.name} ended: {self._node.last_words('latency')}"
+                )
+            if lines := written.decode().split():
+                return lines[-1]
+        return ""
