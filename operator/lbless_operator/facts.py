@@ -247,7 +247,7 @@ def _node(whole: Mapping[str, object]) -> NodeFact:
         name=_name(whole),
         uid=text(metadata.get("uid"), "metadata.uid"),
         labels=parse_labels(metadata.get("labels") or {}, "metadata.labels"),
-        weight=parse_labels(metadata.get("annotations") or {}, "metadata.annotations").get(WEIGHT_ANNOTATION),
+        weight=_weight_annotation(metadata),
         no_execute=tuple(
             sorted(
                 {str(t.get("key", "")) for t in _entries(spec, "taints") if t.get("effect") == "NoExecute"}
@@ -257,6 +257,12 @@ def _node(whole: Mapping[str, object]) -> NodeFact:
         addresses=tuple(sorted({address for address in addresses if address})),
         pod_ranges=_networks(spec.get("podCIDRs") or ([spec["podCIDR"]] if spec.get("podCIDR") else [])),
     )
+
+
+def _weight_annotation(metadata: Mapping[str, object]) -> str | None:
+    """The one annotation that counts: others may be of any size, and must not keep the Node from being read."""
+    written = mapping(metadata.get("annotations") or {}, "metadata.annotations").get(WEIGHT_ANNOTATION)
+    return written if isinstance(written, str) else None
 
 
 def _pod(whole: Mapping[str, object]) -> PodFact | None:

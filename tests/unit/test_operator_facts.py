@@ -149,3 +149,9 @@ def test_whatever_is_in_a_spec_or_status_is_at_most_a_fault_of_this_one_object(s
     )
     assert (fact.spec is None) == (fact.fault is not None)
     assert fact.fault is None or len(str(fact.fault)) < 500
+
+
+def test_an_annotation_of_any_size_beside_the_weight_does_not_keep_a_node_from_being_read():
+    annotations = {"example.com/large": "x" * 200_000, "lbless.dev/weight": "40"}
+    node = {"metadata": objects.metadata("n1", 5, annotations=annotations), "spec": {}, "status": {}}
+    assert fact_of(parse(Kind.NODE, node), NodeFact).weight == "40"
