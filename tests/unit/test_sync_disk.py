@@ -6,11 +6,13 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lbless_nodeagent import files
 from lbless_nodeagent.sync.desired import DesiredFiles
+from lbless_nodeagent.sync.ownnode import OwnNode
 from lbless_nodeagent.sync.storage import Storage
 from unit.syncobjects import UID, clusterip, listed_as_complete, names
 
@@ -205,3 +207,41 @@ def test_a_deletion_that_fails_again_and_again_is_logged_once(
     for _ in range(3):
         desired.listed(set())
     assert caplog.text.count("stray") == 1
+
+
+def node(**spec: Any) -> dict[str, Any]:
+    return {"metadata": {"name": "n1", "uid": "u1", "resourceVersion": "1"}, "spec": spec}
+
+
+@pytest.mark.parametrize("end", ["deleted", "pod ranges that are none"])
+def test_pod_ranges_that_nobody_wants_any_more_are_no_fault_and_no_loss(
+    tmp_path: Path, storage: Storage, end: str
+) -> None:
+    own = OwnNode("n1", storage, lambda: None)
+    finish = {
+        "deleted": lambda: own.removed("u1"),
+        "pod ranges that are none": lambda: own.changed(node(podCIDRs=["everything"])),
+    }[end]
+    refuse(tmp_path, ".node.json")
+    own.changed(node(podCIDRs=["10.244.1.0/24"]))
+    assert storage.faults.keys() == {".node.json"}
+    finish()
+    assert storage.faults == {}
+    accept(tmp_path, ".node.json")
+    own.changed(node(podCIDRs=["10.244.1.0/24"]))
+    (tmp_path / "desired" / ".node.json").unlink()
+    finish()
+    assert storage.lost() == frozenset()
+
+
+def test_what_lasts_is_said_of_the_node_once(storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
+    own = OwnNode("n1", storage, lambda: None)
+    for _ in range(3):
+        own.listed(set())
+    assert caplog.text.count("Node n1 does not exist") == 1
+    for _ in range(3):
+        own.changed(node(podCIDRs=["everything"]))
+    assert caplog.text.count("are left aside") == 1
+    own.removed("u1")
+    own.listed(set())
+    assert caplog.text.count("Node n1 does not exist") == 2
