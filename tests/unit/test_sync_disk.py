@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lbless_nodeagent import files
 from lbless_nodeagent.sync.desired import DesiredFiles
 from lbless_nodeagent.sync.ownnode import OwnNode
 from lbless_nodeagent.sync.storage import Storage
+from lbless_nodeagent.sync.upkeep import Upkeep
 from unit.syncobjects import UID, clusterip, listed_as_complete, names
 
 
@@ -245,3 +247,40 @@ def test_what_lasts_is_said_of_the_node_once(storage: Storage, caplog: pytest.Lo
     own.removed("u1")
     own.listed(set())
     assert caplog.text.count("Node n1 does not exist") == 2
+
+
+def upkeep_of(state: Path, storage: Storage, write_anew: Callable[[], None]) -> Upkeep:
+    return Upkeep(state, storage, lambda: False, write_anew, lambda: None, threading.Event())
+
+
+def test_ever_more_faults_of_one_disk_are_one_line_of_the_log(
+    tmp_path: Path, storage: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    upkeep = upkeep_of(tmp_path, storage, lambda: None)
+    for name in ("c.json", "b.json", "a.json"):
+        refuse(tmp_path, name)
+        storage.write(name, b"x")
+        upkeep.look()
+    assert len(caplog.records) == 1
+    assert upkeep.trouble.endswith(
+        ": its file system needs space and write access. There are 2 more such faults."
+    )
+
+
+def test_a_loss_after_a_long_trouble_is_mended_at_once(
+    tmp_path: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written_anew: list[int] = []
+    upkeep = upkeep_of(tmp_path, storage, lambda: written_anew.append(1))
+    monkeypatch.setattr(upkeep._backoff, "failed", lambda: 3600.0)
+    refuse(tmp_path, "a.json")
+    storage.write("a.json", b"x")
+    upkeep.look()
+    upkeep.look()
+    assert len(written_anew) == 1
+    accept(tmp_path, "a.json")
+    storage.write("a.json", b"x")
+    upkeep.look()
+    (tmp_path / "desired" / "a.json").unlink()
+    upkeep.look()
+    assert len(written_anew) == 2
