@@ -137,7 +137,7 @@ def test_nothing_is_removed_and_nothing_called_complete_before_a_whole_list(tmp_
 
 def test_the_mark_of_an_earlier_boot_stays_until_a_list_replaces_it(tmp_path: Path) -> None:
     desired = DesiredFiles(Storage(tmp_path / "desired"), lambda: None)
-    files.write_word(tmp_path / "desired" / ".complete", "an-earlier-boot")
+    (tmp_path / "desired" / ".complete").write_text("an-earlier-boot\n")
     desired.changed(clusterip())
     assert files.read_text(tmp_path / "desired" / ".complete") == "an-earlier-boot"
     desired.listed({UID})
