@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from lbless_nodeagent import files
+from lbless_nodeagent.dataplane.desired import DesiredDirectory
 from lbless_nodeagent.sync.desired import DesiredFiles
 from lbless_nodeagent.sync.ownnode import OwnNode
 from lbless_nodeagent.sync.storage import Storage
@@ -138,6 +139,7 @@ def test_only_what_was_written_is_named_so_that_it_never_counts_as_lost(
     desired.changed(clusterip("other", "other"))
     assert listed_as_complete(tmp_path) == {"other"}
     assert desired.unstored.keys() == {UID}
+    assert DesiredDirectory(tmp_path / "desired", files.boot_id()).read().faults == {}
     desired.listed({UID, "other"})
     assert listed_as_complete(tmp_path) == {"other"}
     accept(tmp_path, f"{UID}.json")
