@@ -130,6 +130,21 @@ def test_a_directory_that_cannot_be_listed_has_lost_nothing_and_is_a_fault(
     assert storage.lost() == {"a.json"}
 
 
+def test_a_disk_that_cannot_even_be_asked_ends_nothing(
+    tmp_path: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    refuse(tmp_path, "a.json")
+    upkeep = upkeep_of(tmp_path, storage, lambda: None)
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "stat", fail)
+        assert not storage.write("a.json", b"x")
+        upkeep.look()
+    assert upkeep.trouble
+
+
 def test_only_what_was_written_is_named_so_that_it_never_counts_as_lost(
     tmp_path: Path, desired: DesiredFiles
 ) -> None:
