@@ -86,6 +86,15 @@ def test_a_removal_that_failed_is_a_fault_until_it_is_done_and_then_no_more(
     assert names(tmp_path) == [".complete"]
 
 
+def test_a_fault_that_is_tried_again_stays_the_oldest_meanwhile(tmp_path: Path, storage: Storage) -> None:
+    for name in ("a.json", "b.json"):
+        (tmp_path / "desired" / name).mkdir()
+        assert not storage.remove(name)
+    before = list(storage.faults)
+    assert not storage.remove("a.json")
+    assert list(storage.faults) == before
+
+
 def test_what_is_wanted_again_is_not_removed(tmp_path: Path, desired: DesiredFiles) -> None:
     """A LIST may be answered from an older state than the event before it."""
     desired.changed(clusterip())

@@ -80,12 +80,14 @@ class Storage:
 
     def remove(self, name: str) -> bool:
         """Remove a file if it is there; return whether it is gone for good."""
-        self.release(name)
+        with self._lock:
+            self._held.discard(name)
         try:
             files.remove(self.directory / name)
         except files.UnwritableError as error:
             self._failed(name, error)
             return False
+        self._succeeded(name)
         return True
 
     def names(self) -> Set[str]:
