@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from lab.host import Host
 from lab.kernelstate import owned_buckets
 from lbless_api.node import Outstanding
-from lbless_api.state import Observed, parse_observed
+from lbless_api.state import Observed, parse_observed, render_complete
 from lbless_nodeagent import files
 from unit.stateobjects import desired_json
 
@@ -145,11 +145,12 @@ class Dataplane:
 
     def complete(self, boot_id: str | None = None) -> None:
         """Say that sync has listed everything in that boot, by default this one."""
-        files.write_word(self.desired / ".complete", boot_id or files.boot_id())
+        complete = render_complete(boot_id or files.boot_id(), ())
+        files.write_bytes(self.desired / ".complete", complete.encode())
 
     def intend(self, intent: str) -> None:
         """Say what ending dataplane is to mean."""
-        files.write_word(self.desired / ".intent", intent)
+        files.write_bytes(self.desired / ".intent", f"{intent}\n".encode())
 
     def observed(self) -> Observed:
         """The last report."""

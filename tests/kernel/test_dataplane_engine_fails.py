@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kernel import segment
+from lbless_api.state import render_complete
 from lbless_nodeagent import files
 from lbless_nodeagent.dataplane.network import AddressKey
 from lbless_nodeagent.dataplane.reconcile import Outcome, Reconciler
@@ -26,7 +27,7 @@ class Node:
         self.engine = MemoryEngine()
         for name in ("desired", "applied"):
             files.make_directory(directory / name)
-        files.write_word(directory / "desired" / ".complete", files.boot_id())
+        files.write_bytes(directory / "desired" / ".complete", render_complete(files.boot_id(), ()).encode())
         self.reconciler = Reconciler("n1", directory, self.engine, files.boot_id())
 
     def desire(self, *ips: str, epoch: int = 1, buckets: str = "0-255") -> None:

@@ -20,6 +20,7 @@ from lab.host import Host  # noqa: E402
 from lab.kernelstate import owned_buckets  # noqa: E402
 from lbless_api.mac import default_mac  # noqa: E402
 from lbless_api.node import EngineReport  # noqa: E402
+from lbless_api.state import render_complete  # noqa: E402
 from lbless_nodeagent import files  # noqa: E402
 from lbless_nodeagent.dataplane.nftables.batch import Batch  # noqa: E402
 from lbless_nodeagent.dataplane.nftables.engine import NftablesEngine  # noqa: E402
@@ -141,7 +142,7 @@ def main(directory: Path, near: str, far: str) -> None:
     host = Here("here", "", [], directory)
     for name in ("desired", "applied"):
         files.make_directory(directory / name)
-    files.write_word(directory / "desired" / ".complete", files.boot_id())
+    files.write_bytes(directory / "desired" / ".complete", render_complete(files.boot_id(), ()).encode())
     addresses = (near, far)
     kills = 0
     for former, wanted in (
