@@ -79,6 +79,11 @@ class Shelf:
         self._kept = {
             key: seen for key, seen in self._kept.items() if namespace and seen.namespace != namespace
         }
+        self._deleted = {
+            key: version
+            for key, version in self._deleted.items()
+            if namespace and key.partition("/")[0] != namespace
+        }
 
     def _version(self, seen: Seen) -> int:
         """The newest version at which something is known of an object."""

@@ -297,3 +297,13 @@ def test_reports_wait_a_moment_for_each_other_and_a_pods_change_waits_for_none(
     began = time.monotonic()
     assert len(mailbox.take(10)) == 2
     assert time.monotonic() - began < module_mailbox.GATHER_SECONDS
+
+
+def test_reports_are_not_waited_for_when_something_is_due_already(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module_mailbox, "GATHER_SECONDS", 3600.0)
+    mailbox, taken = Mailbox(), list[News]()
+    mailbox.put(objects.agent("n1", 1))
+    thread = threading.Thread(target=lambda: taken.extend(mailbox.take(0)), daemon=True)
+    thread.start()
+    thread.join(5)
+    assert [news.name for news in taken if isinstance(news, Seen)] == ["n1"]

@@ -84,6 +84,18 @@ def test_a_namespace_that_was_forgotten_is_learnt_anew():
     assert shelf.get("a/p")
 
 
+def test_of_a_namespace_that_was_forgotten_no_deletion_is_remembered():
+    shelf = Shelf()
+    for namespace in ("a", "ab"):
+        shelf.put(seen("p", 5, namespace=namespace))
+        shelf.put(seen("p", 6, None, namespace=namespace))
+    shelf.drop_namespace("a")
+    assert shelf.put(seen("p", 5, namespace="a"))
+    assert shelf.put(seen("p", 5, namespace="ab")) is None
+    shelf.drop_namespace("")
+    assert shelf.put(seen("p", 5, namespace="ab"))
+
+
 @st.composite
 def histories(draw):
     """What truly happened to a few objects, told in any order, some of it never, with a LIST in between."""
