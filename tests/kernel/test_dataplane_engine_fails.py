@@ -104,6 +104,21 @@ def test_an_address_whose_rules_are_gone_and_cannot_be_made_again_leaves_the_lin
     assert node.addresses == {FIRST}
 
 
+def test_an_address_whose_rules_are_flushed_before_the_engine_is_asked_again_leaves_the_link(
+    node: Node,
+) -> None:
+    node.desire(FIRST)
+    node.run_pass()
+    node.engine.fails = lambda _: "No buffer space available."
+    node.desire(SECOND)
+    while (node.reconciler.programming.retry_at or 0) - time.monotonic() < 1:
+        node.run_pass()
+    assert node.addresses == {FIRST}
+    node.engine.remove()
+    node.run_pass()
+    assert node.addresses == set()
+
+
 def test_a_removal_that_the_engine_refuses_takes_the_address_and_is_said_until_it_succeeds(
     node: Node,
 ) -> None:
