@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kernel import segment
+from kernel import segment, synced
 from lbless_nodeagent import files
 from lbless_nodeagent.dataplane.network import AddressKey
 from lbless_nodeagent.dataplane.reconcile import Outcome, Reconciler
@@ -23,16 +23,17 @@ class Node:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.desired = directory / "desired"
         self.engine = MemoryEngine()
         for name in ("desired", "applied"):
             files.make_directory(directory / name)
-        files.write_word(directory / "desired" / ".complete", files.boot_id())
+        synced.complete(self.desired)
         self.reconciler = Reconciler("n1", directory, self.engine, files.boot_id())
 
     def desire(self, *ips: str, epoch: int = 1, buckets: str = "0-255") -> None:
         for ip in ips:
-            value = desired_json(ip.replace(".", "-"), ip, {"n1": buckets}, epoch=epoch)
-            files.write_json(self.directory / "desired" / f"{ip.replace('.', '-')}.json", value)
+            uid = ip.replace(".", "-")
+            synced.put(self.desired, uid, desired_json(uid, ip, {"n1": buckets}, epoch=epoch))
 
     def run_pass(self) -> Outcome:
         return self.reconciler.run_pass()
@@ -124,7 +125,7 @@ def test_a_removal_that_the_engine_refuses_takes_the_address_and_is_said_until_i
 ) -> None:
     node.desire(FIRST, SECOND)
     node.run_pass()
-    (node.directory / "desired" / "10-8-0-101.json").unlink()
+    synced.delete(node.desired, "10-8-0-101")
     node.engine.fails = lambda _: "Device or resource busy."
     outcome = node.run_pass()
     assert node.addresses == {SECOND}
@@ -164,7 +165,7 @@ def test_an_address_that_cannot_be_removed_keeps_its_rules_until_it_can(
 ) -> None:
     node.desire(FIRST, SECOND)
     node.run_pass()
-    (node.directory / "desired" / "10-8-0-101.json").unlink()
+    synced.delete(node.desired, "10-8-0-101")
     with monkeypatch.context() as broken:
         cannot_remove(node, broken)
         outcome = node.run_pass()

@@ -213,6 +213,27 @@ def test_a_damaged_file_of_any_length_leaves_the_last_good_state_and_says_why(
     assert dataplane.observed().failures == ()
 
 
+def test_a_file_that_gets_lost_takes_nothing_with_it_and_is_said_until_it_is_back(
+    dataplane: Dataplane, node: Host
+) -> None:
+    dataplane.complete()
+    dataplane.desire("a", VIP)
+    dataplane.start()
+    dataplane.wait_applied("a")
+    (dataplane.desired / "a.json").unlink()
+    assert "and not by lbless-sync" in dataplane.wait_failure("a", "StateLost")
+    assert dataplane.serves(VIP)
+    dataplane.kill()
+    dataplane.start()
+    assert dataplane.wait_failure("a", "StateLost")
+    assert dataplane.serves(VIP)
+    dataplane.desire("a", VIP)
+    dataplane.wait_applied("a")
+    assert dataplane.observed().failures == ()
+    dataplane.withdraw("a")
+    wait_for(lambda: not traces(node, VIP, mac(VIP)))
+
+
 @pytest.mark.parametrize(
     ("spec", "reason", "says"),
     [
