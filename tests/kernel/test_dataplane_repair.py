@@ -4,7 +4,6 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator
 from ipaddress import IPv4Address
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kernel.dataplane import Dataplane, interface, tables, wait_for
-from lab import claim, traffic
+from lab import traffic
 from lab.host import Host
 from lab.kernelstate import owned_buckets, traces
 from lab.lan import GATEWAY, Lan
@@ -27,22 +26,6 @@ REPAIR_MS = 200
 
 def mac(ip: str) -> str:
     return default_mac(IPv4Address(ip))
-
-
-@pytest.fixture
-def lan() -> Iterator[Lan]:
-    with Lan(claim.unique("kdprepair"), nodes=1, sources=1, extra_interfaces=["eth1"]) as lan:
-        yield lan
-
-
-@pytest.fixture
-def node(lan: Lan) -> Host:
-    return lan.nodes[0]
-
-
-@pytest.fixture
-def dataplane(lan: Lan, node: Host) -> Dataplane:
-    return Dataplane(node, lan.directory / "state")
 
 
 @pytest.mark.parametrize(
