@@ -281,6 +281,28 @@ def test_an_address_that_the_node_gets_as_its_own_is_given_up_and_taken_again_af
     assert dataplane.serves(VIP)
 
 
+def test_an_address_that_kube_proxy_holds_for_ipvs_is_served(
+    dataplane: Dataplane, node: Host, lan: Lan
+) -> None:
+    """As an externalIP of a Service; stood for by a bridge, as not every kernel has the dummy interface."""
+    node.run(["ip", "link", "add", "kube-ipvs0", "type", "bridge"])
+    node.run(["ip", "link", "set", "kube-ipvs0", "arp", "off"])
+    node.run(["ip", "address", "add", f"{VIP}/32", "dev", "kube-ipvs0"])
+    theirs = interface(node, "kube-ipvs0")
+    dataplane.complete()
+    dataplane.desire("a", VIP)
+    dataplane.start()
+    dataplane.wait_applied("a")
+    assert dataplane.serves(VIP)
+    assert [echo.replies for echo in traffic.ping(lan.client, VIP, requests=8)] == [1] * 8
+    node.run(["ip", "address", "delete", f"{VIP}/32", "dev", "kube-ipvs0"])
+    node.run(["ip", "address", "add", f"{VIP}/32", "dev", "kube-ipvs0"])
+    assert dataplane.applied("a")
+    dataplane.withdraw("a")
+    wait_for(lambda: f"{VIP}/32" not in interface(node, "eth0").addresses)
+    assert interface(node, "kube-ipvs0") == theirs
+
+
 def test_of_two_with_one_address_the_older_works_and_the_newer_takes_over_once_it_is_gone(
     dataplane: Dataplane, node: Host
 ) -> None:
