@@ -152,7 +152,7 @@ class Rtnetlink:
         By netlink, because /proc/sys is read-only in a container that has no more than NET_ADMIN.
         """
         index, value = setting
-        self._stale.add(_Part.LINKS)  # it is not announced
+        self._stale.add(_Part.LINKS)  # announced only of a link that is up
         self._change(
             f"arp_announce cannot be set to {value}",
             lambda: self._route.nlm_request_batch([_set_arp_announce(index, value)]),
