@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,6 +35,8 @@ class FakeApi:
         """
         self.silent = False
         """A watch opened meanwhile gets a header and never anything more."""
+        self.pages_take_seconds = 0.0
+        """How long each page of a LIST is worked on."""
         self._log: list[tuple[int, str, Object]] = []
         self._watches: set[_Watch] = set()
         self._changed = threading.Condition()
@@ -152,6 +155,7 @@ class FakeApi:
         elif "watch" in query:
             self._serve_watch(handler, int(query["resourceVersion"]))
         else:
+            time.sleep(self.pages_take_seconds)
             self._reply(handler, 200, self._page(query))
 
     def _page(self, query: dict[str, str]) -> Object:
