@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Set
+from contextlib import AbstractContextManager, nullcontext
 from random import SystemRandom
 from typing import Protocol
 
@@ -56,7 +57,9 @@ class ListWatch:
         page: int = PAGE,
         silence_seconds: float = WATCH_SILENCE_SECONDS,
         backoff: Backoff | None = None,
+        turn: AbstractContextManager[object] | None = None,
     ) -> None:
+        """`turn` is held during each LIST, so that of many ListWatches only a few do that at once."""
         self._api = api
         self._path = path
         self._listener = listener
@@ -64,6 +67,8 @@ class ListWatch:
         self._page = page
         self._silence_seconds = silence_seconds
         self._backoff = backoff or Backoff()
+        self._turn = turn or nullcontext()
+        self._lists_since: float | None = None
         self._list_patience = Patience()
         self._watch_patience = Patience()
         self._selectors = {}
@@ -85,6 +90,12 @@ class ListWatch:
         """One sentence that says why nothing arrives, empty while all is well."""
         return self._waits_for
 
+    @property
+    def lists_for_seconds(self) -> float:
+        """How long a LIST has been under way, including the wait for its turn; 0 while there is none."""
+        since = self._lists_since
+        return 0.0 if since is None else time.monotonic() - since
+
     def run(self) -> None:
         """Follow the collection until the stop event is set; `cut` makes it see that at once."""
         while not self._stop.is_set():
@@ -95,7 +106,7 @@ class ListWatch:
                 self._known = dict.fromkeys(self._known, "")
             try:
                 if not self._version:
-                    self._list()
+                    self._list_in_turn()
                 if not self._is_interrupted():
                     self._follow()
             except ApiError as error:
@@ -112,6 +123,15 @@ class ListWatch:
         with self._lock:
             if self._watch is not None:
                 self._watch.cut()
+
+    def _list_in_turn(self) -> None:
+        self._lists_since = time.monotonic()
+        try:
+            with self._turn:
+                if not self._stop.is_set():  # the wait may have been long
+                    self._list()
+        finally:
+            self._lists_since = None
 
     def _list(self) -> None:
         present: set[str] = set()

@@ -16,7 +16,7 @@ from functools import partial
 from kubernetes import client
 
 from lbless_edge.credentials import read_credentials
-from lbless_edge.kube import connect
+from lbless_edge.kube import Api, connect
 from lbless_edge.process import (
     argument_parser,
     configure_logging,
@@ -30,7 +30,7 @@ from lbless_edge.workers import Workers
 from lbless_operator import liveness
 from lbless_operator.events import Events
 from lbless_operator.facts import Kind
-from lbless_operator.followers import Followers, PacedApi
+from lbless_operator.followers import Followers
 from lbless_operator.leader import LEASE_SECONDS, Leader
 from lbless_operator.lister import Lister
 from lbless_operator.mailbox import Mailbox
@@ -149,11 +149,11 @@ class Operator:
         }
 
 
-def _following_api(credentials: Callable[[], client.Configuration]) -> PacedApi:
+def _following_api(credentials: Callable[[], client.Configuration]) -> Api:
     """A connection for each collection of workloads: those that a pool has no place for are closed, with a warning."""
     configuration = credentials()
     configuration.connection_pool_maxsize = 2 * MAX_NAMESPACES + 2
-    return PacedApi(configuration, read_timeout_seconds=READ_TIMEOUT_SECONDS)
+    return Api(configuration, read_timeout_seconds=READ_TIMEOUT_SECONDS)
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
@@ -88,12 +88,13 @@ def following(
     page: int = 500,
     silence_seconds: float = 75,
     backoff: Backoff | None = None,
+    turn: AbstractContextManager[object] | None = None,
 ) -> Iterator[ListWatch]:
     stop = threading.Event()
     api = Api(client.Configuration(host=server)) if isinstance(server, str) else server
     quick = backoff or Backoff(base_seconds=0.01, cap_seconds=0.05)
     listwatch = ListWatch(
-        api, CLUSTERIPS, mirror, stop, page=page, silence_seconds=silence_seconds, backoff=quick
+        api, CLUSTERIPS, mirror, stop, page=page, silence_seconds=silence_seconds, backoff=quick, turn=turn
     )
     thread = threading.Thread(target=listwatch.run, daemon=True)
     thread.start()
@@ -293,6 +294,34 @@ def test_a_watch_that_was_open_for_long_is_taken_up_at_once_whatever_failed_befo
         backoff.failed()
     with following(url, Mirror(), silence_seconds=0.2, backoff=backoff):
         wait_for(lambda: fake.count(watch=True) == 3, "two watches more, both silent")
+
+
+def test_one_that_is_ended_while_it_waits_for_its_turn_asks_for_nothing_any_more(
+    fake: FakeApi, url: str
+) -> None:
+    turn, stop = threading.Lock(), threading.Event()
+    listwatch = ListWatch(Api(client.Configuration(host=url)), CLUSTERIPS, Mirror(), stop, turn=turn)
+    thread = threading.Thread(target=listwatch.run, daemon=True)
+    with turn:
+        thread.start()
+        wait_for(lambda: listwatch.lists_for_seconds, "its wait")
+        stop.set()
+        listwatch.cut()
+        assert fake.requests == []
+    thread.join(DEADLINE_SECONDS)
+    assert not thread.is_alive()
+    assert fake.requests == []
+
+
+def test_a_list_is_under_way_from_the_wait_for_its_turn_to_its_end(fake: FakeApi, url: str) -> None:
+    turn, mirror = threading.Lock(), Mirror()
+    with turn, following(url, mirror, turn=turn) as listwatch:
+        wait_for(lambda: listwatch.lists_for_seconds, "its wait")
+        assert not mirror.lists
+        turn.release()
+        wait_for(lambda: fake.open_watches, "the watch")
+        assert listwatch.lists_for_seconds == 0
+        turn.acquire()
 
 
 def test_errors_are_tried_again_and_each_new_sentence_is_logged_once(
