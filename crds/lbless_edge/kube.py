@@ -87,12 +87,18 @@ def named(path: str, name: str) -> str:
     return f"{path}/{quote(name, safe='')}"
 
 
-def connect(kubeconfig: str | None = None, *, read_timeout_seconds: float = READ_TIMEOUT_SECONDS) -> Api:
+def connect(
+    kubeconfig: str | None = None,
+    *,
+    read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
+    connections: int = POOL,
+) -> Api:
     """Read the credentials: `kubeconfig` (usually $KUBECONFIG), else the in-cluster account.
 
     Raises Fatal with one sentence where neither can be used; does not talk to the server yet.
     """
-    return Api(read_credentials(kubeconfig), read_timeout_seconds=read_timeout_seconds)
+    configuration = read_credentials(kubeconfig)
+    return Api(configuration, read_timeout_seconds=read_timeout_seconds, connections=connections)
 
 
 class Api:
@@ -103,12 +109,17 @@ class Api:
     """
 
     def __init__(
-        self, configuration: client.Configuration, *, read_timeout_seconds: float = READ_TIMEOUT_SECONDS
+        self,
+        configuration: client.Configuration,
+        *,
+        read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
+        connections: int = POOL,
     ) -> None:
+        """`connections`: how many are kept open while idle. More may be in use; they are closed after that."""
         # urllib3 would repeat a request three times by itself; who asks decides about that here.
         configuration.retries = False
         # The default follows the number of cores; a pool that is too small complains in the log.
-        configuration.connection_pool_maxsize = POOL
+        configuration.connection_pool_maxsize = connections
         self.server = str(configuration.host)
         self._read_timeout_seconds = read_timeout_seconds
         self._client = client.ApiClient(configuration)

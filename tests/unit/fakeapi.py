@@ -28,6 +28,8 @@ class FakeApi:
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.headers: list[dict[str, str]] = []
         self.bodies: list[bytes] = []
+        self.connections = 0
+        """How many have been opened so far."""
         self.refusals: list[tuple[int, object]] = []
         """Answers for the next requests, in this order: (status, body).
 
@@ -112,6 +114,11 @@ class FakeApi:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
+            def setup(self) -> None:
+                super().setup()
+                with fake._changed:
+                    fake.connections += 1
+
             def do_GET(self) -> None:
                 fake._answer(self)
 
@@ -183,7 +190,6 @@ class FakeApi:
         handler.send_response(200)
         handler.send_header("Transfer-Encoding", "chunked")
         handler.end_headers()
-        handler.close_connection = True
         with self._changed:
             self._watches.add(watch)
             gone = version < self.oldest_version
@@ -196,8 +202,9 @@ class FakeApi:
             else:
                 self._feed(watch)
         except OSError:
-            pass  # the client went away
+            watch.ending = "cut"  # the client went away
         finally:
+            handler.close_connection = watch.ending == "cut"
             with self._changed:
                 self._watches.discard(watch)
 

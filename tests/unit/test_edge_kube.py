@@ -3,7 +3,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,13 @@ def kubeconfig(
     }
     path.write_text(yaml.safe_dump(text))
     return str(path)
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, f"never came: {what}"
+        time.sleep(0.005)
 
 
 def sentence_of(kubeconfig: str | None) -> str:
@@ -219,6 +226,18 @@ def test_many_threads_share_one_api(fake: FakeApi, url: str) -> None:
         answers = list(threads.map(lambda _: api.get(CLUSTERIPS), range(80)))
     assert [len(answer["items"]) for answer in answers] == [1] * 80
     assert len(fake.requests) == 80
+
+
+def test_as_many_watches_as_it_was_made_for_keep_their_connections(fake: FakeApi, url: str) -> None:
+    count = 40
+    api = Api(client.Configuration(host=url), connections=count)
+    for _ in range(3):
+        watches = [api.watch(NODES, "1") for _ in range(count)]
+        wait_for(lambda: fake.open_watches == count, "the watches")
+        fake.end_watches(cut=False)
+        for watch in watches:
+            assert not list(watch)
+    assert fake.connections == count
 
 
 @pytest.mark.parametrize(
