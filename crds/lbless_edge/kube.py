@@ -8,6 +8,7 @@ Reading credentials is `lbless_edge.credentials`'; following a collection is `lb
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -236,6 +237,7 @@ class Api:
     ) -> urllib3.HTTPResponse:
         """Return the open response, its body unread, of a request that the server answered with 2xx."""
         read_timeout_seconds = read_timeout_seconds or self._read_timeout_seconds
+        began = time.monotonic()
         try:
             prepared = self._client.param_serialize(
                 method=method,
@@ -261,7 +263,8 @@ class Api:
             raise ApiError(
                 0,
                 f"The API server {self.server} cannot be reached: {_cause(error)}.",
-                timed_out=_is_time_out(error),
+                # A TLS handshake that is not answered looks the same, sooner: the server has no request then.
+                timed_out=_is_time_out(error) and time.monotonic() - began >= read_timeout_seconds,
             ) from error
         response: urllib3.HTTPResponse = answer.response
         if not 200 <= response.status < 300:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from kubernetes import client, config
 
+from lbless_edge import kube
 from lbless_edge.explain import explain
 from lbless_edge.kube import (
     CLUSTERIPNODES,
@@ -276,3 +278,14 @@ def test_only_a_server_that_may_still_be_working_is_given_more_time(fake: FakeAp
             api.get(NODES)
         timed_out.append(error.value.timed_out)
     assert timed_out == [False, False, True]
+
+
+def test_a_handshake_that_is_not_answered_says_nothing_of_how_long_the_server_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kube, "CONNECT_TIMEOUT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ApiError, match="nothing was heard for too long") as error:
+            Api(client.Configuration(host=url), read_timeout_seconds=60).get(NODES)
+    assert not error.value.timed_out
