@@ -150,7 +150,7 @@ class Dataplane:
 
     def intend(self, intent: str) -> None:
         """Say what ending dataplane is to mean."""
-        files.write_word(self.desired / ".intent", intent)
+        files.write_bytes(self.desired / ".intent", f"{intent}\n".encode())
 
     def observed(self) -> Observed:
         """The last report."""
