@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.measure import Row
-from cluster.conftest import install_crds
-from cluster.syncing import ACCOUNT, CLUSTERIPNODES, CLUSTERIPS, NAMESPACE, RBAC, SyncedNode, wait_for
+from cluster.syncing import ACCOUNT, CLUSTERIPNODES, CLUSTERIPS, SyncedNode, wait_for
 from lab import claim
 from lab.controlplane import ControlPlane
 from lab.errors import LabError
+from lab.installation import NAMESPACE, RBAC, install_crds
 from lab.lan import Lan
 from lab.progress import Silence
 from lbless_api.node import EngineReport, Outstanding
@@ -125,13 +125,7 @@ def _measured(plane: ControlPlane, node: SyncedNode, dataplane: _Dataplane) -> I
 def _create(plane: ControlPlane, number: int) -> dict[str, Any]:
     """A ClusterIP that is spread over all nodes."""
     name = f"web-{number:04}"
-    body = {
-        "apiVersion": "lbless.dev/v1alpha1",
-        "kind": "ClusterIP",
-        "metadata": {"name": name},
-        "spec": {"ip": f"10.80.{16 + number // 250}.{1 + number % 250}"},
-    }
-    made = plane.api("POST", CLUSTERIPS, body)
+    made = plane.make_clusterip(name, {"ip": f"10.80.{16 + number // 250}.{1 + number % 250}"})
     _assign(plane, name, 1)
     return made
 

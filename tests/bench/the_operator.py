@@ -18,11 +18,11 @@ from pathlib import Path
 from bench.bigcluster import CLUSTERIPS, NODES, PODS, Selected, fill
 from bench.leanagents import LeanAgents
 from bench.measure import Row
-from cluster.conftest import install_crds
-from cluster.operatorworld import RBAC, Operator, end
+from cluster.operatorworld import Operator, end
 from lab import claim
 from lab.controlplane import ControlPlane
 from lab.errors import LabError
+from lab.installation import RBAC, install_crds
 from lab.lan import Lan
 from lab.progress import Silence
 

@@ -24,7 +24,7 @@ from cluster.operatorworld import (
     until,
 )
 from lab.controlplane import ControlPlane
-from lab.objects import Endpoint
+from lab.objects import Endpoint, await_later_creation
 from lbless_api.buckets import BucketSet
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
@@ -275,7 +275,7 @@ def test_of_two_with_one_address_the_older_works_and_the_newer_follows_when_it_i
     nodes = world.nodes("a", "b")
     world.clusterip("older")
     until("the older to be assigned", lambda: shares(world.get("older")))
-    time.sleep(1.1)  # creation times are whole seconds; equal ones are told apart by UID
+    await_later_creation()  # of the same second either might be the older, by UID
     world.clusterip("newer")
     message = world.wait_condition("Conflict", "True", "Conflict", "newer")["message"]
     assert f"already shared by the older ClusterIP {world.namespace}/older" in message

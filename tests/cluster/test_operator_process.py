@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.conftest import install_crds
 from cluster.operatorworld import (
-    NAMESPACE,
     Operator,
     World,
     await_log,
@@ -24,6 +22,7 @@ from cluster.operatorworld import (
     until,
 )
 from lab.controlplane import ControlPlane
+from lab.installation import NAMESPACE, install_crds
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
 
@@ -50,7 +49,9 @@ def test_without_an_api_server_it_says_so_once_waits_and_ends_at_once_when_told(
     nowhere.write_text(text.replace(server, f"https://127.0.0.1:{free_port()}"))
     process = program.start("--lease-seconds", "3", kubeconfig=nowhere)
     await_log(process, "cannot be reached")
-    time.sleep(1.5)  # several attempts
+    time.sleep(
+        1.5
+    )  # no condition, a span: of several attempts, as whose failures are not said there is no sign
     assert log_of(process).count("cannot be reached") == 1
     started = time.monotonic()
     assert end(process) == 0
@@ -147,7 +148,7 @@ def test_after_an_outage_longer_than_the_lease_work_goes_on_and_a_missed_deletio
     world.control_plane.stop()
     try:
         await_log(process, "The Lease is not renewed:")
-        time.sleep(3.5)  # beyond the end of its term
+        time.sleep(3.5)  # a span: beyond the end of its term, which passes without a sign
     finally:
         world.control_plane.start()
     # Before its watches are there again: kopf does not tell what was deleted before it lists anew.
