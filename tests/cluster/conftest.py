@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.operatorworld import Agents, Operator, World
+from cluster.scene import Scene, at_work
 from lab import claim
 from lab.controlplane import ControlPlane
 from lab.installation import RBAC, install_crds
@@ -53,3 +54,10 @@ def program(control_plane: ControlPlane, agents: Agents, tmp_path: Path) -> Iter
     program = Operator(control_plane, tmp_path)
     yield program
     program.close()
+
+
+@pytest.fixture
+def scene(world: World, program: Operator, tmp_path: Path) -> Iterator[Scene]:
+    """An operator and two syncs at work, each behind a fault proxy."""
+    with at_work(world, program, tmp_path) as scene:
+        yield scene
