@@ -167,15 +167,26 @@ class SyncedNode:
 @contextmanager
 def speaking(node: SyncedNode, period_seconds: float = 0.5) -> Iterator[None]:
     """While this lasts, observed.json is rewritten as by a dataplane to which whatever is desired happens."""
-    done = threading.Event()
 
     def speak() -> None:
-        while not done.wait(period_seconds):
-            # A disk that takes nothing, or a file that was removed since it was listed: as dataplane does.
-            with suppress(files.UnwritableError, FileNotFoundError):
-                node.observe(make_directory=False)
+        # A disk that takes nothing, or a file that was removed since it was listed: as dataplane does.
+        with suppress(files.UnwritableError, FileNotFoundError):
+            node.observe(make_directory=False)
 
-    thread = threading.Thread(target=speak, daemon=True)
+    with repeating(speak, period_seconds):
+        yield
+
+
+@contextmanager
+def repeating(act: Callable[[], None], period_seconds: float) -> Iterator[None]:
+    """While this lasts, `act` is called so often, by a thread."""
+    done = threading.Event()
+
+    def repeat() -> None:
+        while not done.wait(period_seconds):
+            act()
+
+    thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
         yield

@@ -138,8 +138,8 @@ def test_an_unready_pods_node_gives_its_share_to_the_others_at_once(world: World
         world.control_plane.set_pod_ready(world.namespace, "pod-2", ready)
         until(f"{c} to be in: {ready}", lambda ready=ready: (c in shares(world.get())) == ready)
         seconds.append(time.monotonic() - started)
-    # About 30 ms here when the machine is idle; others share it.
-    assert min(seconds) < 0.2, seconds
+    # Seen by the watch, not by the round of LISTs a minute later. How fast it is `make bench` measures (`latency`).
+    assert max(seconds) < 10, seconds
     after = settled(world, [a, b])
     assert_least_movement(before, after)
     assert sum(shares(after).values()) == 16
