@@ -97,8 +97,9 @@ class Follower:
         return self._list_watch.waits_for
 
     def start(self) -> None:
-        """Begin."""
-        self._thread.start()
+        """Begin, unless it has."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def end(self) -> None:
         """Let it end soon; it tells nothing more."""
@@ -107,7 +108,8 @@ class Follower:
 
     def join(self, timeout_seconds: float) -> None:
         """Wait for its thread."""
-        self._thread.join(timeout_seconds)
+        if self._thread.ident is not None:
+            self._thread.join(timeout_seconds)
 
     def changed(self, obj: Object) -> None:
         """For the ListWatch."""
@@ -175,7 +177,8 @@ class Followers:
     def follow(self, scopes: Collection[Scope]) -> frozenset[tuple[Kind, str]]:
         """Follow the collections of workloads among these and no others; return those that are new.
 
-        When it returns, the others are told by their interests now: a LIST that begins later misses nothing.
+        When it returns, the others are told by their interests now: a LIST that begins later misses nothing. The
+        new ones begin with `start`, for who is to hear that they have listed must know of them first.
         """
         wanted = {(scope.kind, scope.namespace): scope for scope in scopes if scope.kind in FOLLOWED}
         with self._lock:
@@ -191,8 +194,13 @@ class Followers:
                 else:
                     follower = Follower(self._api, scope, self._mailbox, self._restraint, self._listed)
                     self._followers[place] = follower
-                    follower.start()
         return frozenset(new)
+
+    def start(self) -> None:
+        """Let those begin that are new."""
+        with self._lock:
+            for follower in self._followers.values():
+                follower.start()
 
     def run(self) -> None:
         """Watch over the followers until the stop event is set; raises what one of them failed with."""

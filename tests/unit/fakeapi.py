@@ -32,6 +32,8 @@ class FakeApi:
 
         Status 0 closes the connection, -1 leaves the request without an answer until the client goes.
         """
+        self.forbidden: set[str] = set()
+        """Paths that are answered with 403, however often."""
         self.silent = False
         """A watch opened meanwhile gets a header and never anything more."""
         self._log: list[tuple[int, str, Object]] = []
@@ -143,6 +145,8 @@ class FakeApi:
             self.headers.append({key.title(): value for key, value in handler.headers.items()})
             self.bodies.append(body)
             refusal = self.refusals.pop(0) if self.refusals else None
+            if url.path in self.forbidden:
+                refusal = (403, {"message": f"{url.path} is forbidden", "reason": "Forbidden"})
         if refusal and refusal[0] <= 0:
             if refusal[0] < 0:
                 handler.rfile.read(1)
