@@ -191,7 +191,7 @@ def explain_none(spec: Spec, verdicts: Iterable[Verdict], readiness: Readiness, 
     if not total:
         return "The cluster has no nodes."
     nodes = f"{total} node{'' if total == 1 else 's'}"
-    if len(causes) == 1 and (sentence := _explain_all(*causes, spec, nodes)):
+    if len(causes) == 1 and (sentence := _explain_all(next(iter(causes)), spec, nodes)):
         return sentence
     if (
         spec.workload
