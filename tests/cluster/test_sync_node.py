@@ -39,7 +39,7 @@ from lbless_api.clusterip import SourceMAC
 from lbless_api.digest import applied_digest, parse_marks
 from lbless_api.hashing import HashFunction, HashMode
 from lbless_api.interfaces import Interface
-from lbless_api.node import EngineReport, Outstanding
+from lbless_api.node import EngineReport, Outstanding, render_engines
 from lbless_api.state import Observed, parse_complete, render_observed
 from lbless_edge.kube import connect
 from lbless_nodeagent import files
@@ -166,7 +166,7 @@ def test_the_report_and_the_lease_appear_owned_by_the_node(plane: ControlPlane, 
     report = synced.report
     assert report["metadata"]["ownerReferences"] == owner
     assert report["status"]["kernel"] == "6.1.0-test"
-    assert report["status"]["engines"] == [{"name": "nftables", "available": True, "message": ""}]
+    assert report["status"]["engines"] == render_engines([EngineReport("nftables", True)])
     assert report["status"]["appliedDigest"] == applied_digest({})
     assert (synced.ready["status"], synced.ready["reason"]) == ("True", "Applied")
     shown = plane.kubectl("get", "cipn", synced.name).stdout
