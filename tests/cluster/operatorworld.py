@@ -25,6 +25,7 @@ from lab.faultproxy import FaultProxy
 from lab.progress import Silence
 from lab.rest import APPLY_PATCH, ApiError
 from lbless_api.digest import applied_digest
+from lbless_api.node import EngineReport, render_engines
 
 NAMESPACE = "lbless-system"
 CLUSTERIPS = "/apis/lbless.dev/v1alpha1/clusterips"
@@ -42,6 +43,7 @@ class Agent:
     interface: str = "eth0"
     incarnation: int = 1
     gateways: tuple[str, ...] = ()
+    engines: tuple[EngineReport, ...] = ()
     confirms: bool = True
     failing: dict[str, str] = field(default_factory=dict)
     renews: bool = True
@@ -137,6 +139,7 @@ class Agents:
 def _status(agent: Agent, expected: Mapping[str, tuple[int, str]]) -> dict[str, Any]:
     return {
         "kernel": "6.1.0",
+        "engines": render_engines(agent.engines),
         "interfaces": [
             {
                 "name": agent.interface,
