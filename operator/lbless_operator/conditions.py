@@ -47,6 +47,7 @@ class Reason(StrEnum):
     PROGRAMMING = "Programming"
     PROGRAMMING_FAILED = "ProgrammingFailed"
     AGENT_SILENT = "AgentSilent"
+    ENGINE_INCAPABLE = "EngineIncapable"
 
 
 BLOCKED = frozenset(
@@ -80,6 +81,7 @@ REASONS: Mapping[Type, frozenset[Reason]] = {
             Reason.PROGRAMMING,
             Reason.PROGRAMMING_FAILED,
             Reason.ADDRESS_IN_USE,
+            Reason.ENGINE_INCAPABLE,
         }
     ),
     Type.CONFLICT: frozenset({Reason.NO_CONFLICT, Reason.CONFLICT}),

@@ -258,7 +258,7 @@ class State:
         if report == before:
             return set()
         concerned = self._claims.keys_of(self.confirmations.report(change.seen.name, report))
-        if (report.interfaces if report else None) != (before.interfaces if before else None):
+        if _decisive(report) != _decisive(before):
             self._candidates = self._taken = None
             concerned |= self.keys
         return concerned
@@ -315,3 +315,8 @@ class State:
 
     def _node_names(self) -> frozenset[str]:
         return frozenset(self._shelves[Kind.NODE]) | frozenset(self._shelves[Kind.AGENT])
+
+
+def _decisive(report: NodeStatus | None) -> tuple[object, ...]:
+    """What of a report decides about every ClusterIP; all else is about some."""
+    return (report.interfaces, report.engines) if report else ()

@@ -26,6 +26,7 @@ from lab.installation import LEASES, NAMESPACE
 from lab.progress import Silence
 from lab.rest import APPLY_PATCH, ApiError
 from lbless_api.digest import applied_digest
+from lbless_api.node import EngineReport, render_engines
 
 WITH_ROUNDS = """
 from lbless_operator import __main__, agenda, reconciler
@@ -47,6 +48,7 @@ class Agent:
     interface: str = "eth0"
     incarnation: int = 1
     gateways: tuple[str, ...] = ()
+    engines: tuple[EngineReport, ...] = ()
     confirms: bool = True
     failing: dict[str, str] = field(default_factory=dict)
     renews: bool = True
@@ -142,6 +144,7 @@ class Agents:
 def _status(agent: Agent, expected: Mapping[str, tuple[int, str]]) -> dict[str, Any]:
     return {
         "kernel": "6.1.0",
+        "engines": render_engines(agent.engines),
         "interfaces": [
             {
                 "name": agent.interface,
