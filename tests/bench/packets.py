@@ -16,6 +16,7 @@ from pathlib import Path
 
 from bench.measure import Row
 from lab.errors import LabError
+from lab.host import complaint
 
 MANY, ROUNDS = 1000, 25
 OF_XT_CLUSTER = {"foreign": 0.65, "owned": 0.8}
@@ -55,6 +56,5 @@ def _measured() -> Mapping[str, tuple[float, ...]]:
     command = [sys.executable, str(Path(__file__).parent / "packets_inside.py"), str(MANY), str(ROUNDS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or ["nothing said"]
-        raise LabError(f"the packets could not be measured: {said[-1]}")
+        raise LabError(f"the packets could not be measured: {complaint(done.stderr)}")
     return {name: tuple(samples) for name, samples in json.loads(done.stdout).items()}
