@@ -196,6 +196,10 @@ def explain_none(spec: Spec, verdicts: Iterable[Verdict], readiness: Readiness, 
             f"No node matches spec.nodeSelector {_print(spec.node_selector)} (of {nodes}): "
             f"label the nodes, or correct the selector."
         )
+    if causes[Cause.NO_MATCHING_INTERFACE] == total:
+        wanted = describe(Cause.NO_MATCHING_INTERFACE, spec).removeprefix("has no ")
+        mend = "correct them" if spec.interfaces else "use an address of the nodes' own subnet"
+        return f"No node has an {wanted} (of {nodes}): {mend}."
     if (
         spec.workload
         and not readiness.exists

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kernel import synced
 from lab.host import Host
 from lab.kernelstate import owned_buckets
 from lbless_api.node import Outstanding
-from lbless_api.state import Observed, parse_observed, render_complete
+from lbless_api.state import Observed, parse_observed
 from lbless_nodeagent import files
 from unit.stateobjects import desired_json
 
@@ -137,16 +138,15 @@ class Dataplane:
     def desire(self, uid: str, ip: str, buckets: str | None = "0-255", **further: Any) -> None:
         """Write a ClusterIP that gives this node `buckets`, or with None does not name it."""
         shares = {"elsewhere": ""} if buckets is None else {self.node: buckets}
-        files.write_json(self.desired / f"{uid}.json", desired_json(uid, ip, shares, **further))
+        synced.put(self.desired, uid, desired_json(uid, ip, shares, **further))
 
     def withdraw(self, uid: str) -> None:
-        """Remove a ClusterIP's file."""
-        (self.desired / f"{uid}.json").unlink()
+        """Delete a ClusterIP."""
+        synced.delete(self.desired, uid)
 
     def complete(self, boot_id: str | None = None) -> None:
         """Say that sync has listed everything in that boot, by default this one."""
-        complete = render_complete(boot_id or files.boot_id(), ())
-        files.write_bytes(self.desired / ".complete", complete.encode())
+        synced.complete(self.desired, boot_id)
 
     def intend(self, intent: str) -> None:
         """Say what ending dataplane is to mean."""

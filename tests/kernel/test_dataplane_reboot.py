@@ -52,7 +52,7 @@ def test_a_reboot_without_the_api_server_brings_everything_back_and_removes_noth
     lan.cut(before)
 
     # A file that got lost on the way is no deletion before sync has listed since the boot.
-    first.withdraw(uid(LOST))
+    (first.desired / f"{uid(LOST)}.json").unlink()
     second = Dataplane(after, first.directory)
     booted = boot(lan, second)
     second.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,9 +15,12 @@ from kubernetes import client
 
 from lbless_api.clusterip import PodWorkload, ServiceWorkload
 from lbless_api.selectors import LabelSelector
+from lbless_edge import listwatch
+from lbless_edge.kube import Api
+from lbless_edge.patience import Patience
 from lbless_operator import followers as module
 from lbless_operator.facts import Kind, PodFact, Scope, Seen
-from lbless_operator.followers import Followers, PacedApi
+from lbless_operator.followers import Followers
 from lbless_operator.interest import Interest
 from lbless_operator.mailbox import Mailbox
 from lbless_operator.restraint import Restraint
@@ -72,7 +76,7 @@ def following(fake: FakeApi) -> Iterator[tuple[Followers, Told]]:
 
     with fake.serve() as url:
         followers = Followers(
-            PacedApi(client.Configuration(host=url), read_timeout_seconds=10),
+            Api(client.Configuration(host=url), read_timeout_seconds=10),
             mailbox,
             Restraint(logging.getLogger("lbless.operator")),
             lambda kind, namespace: told.listed.append((kind, namespace)),
@@ -193,3 +197,43 @@ def test_nothing_is_asked_for_before_it_is_started_and_what_never_was_can_be_end
     with following(fake) as (followers, _):
         assert followers.follow({scope_of("web")}) == {(Kind.POD, "shop")}
         assert fake.requests == []
+
+
+def in_namespaces(count: int) -> set[Scope]:
+    return {scope_of("web", namespace=f"ns{number:02}") for number in range(count)}
+
+
+def test_the_wait_for_a_turn_is_not_taken_for_slowness_of_the_server(
+    fake: FakeApi, monkeypatch: pytest.MonkeyPatch
+):
+    first_seconds, patiences = 2.0, []
+
+    def patience() -> Patience:
+        patiences.append(Patience(first_seconds))
+        return patiences[-1]
+
+    monkeypatch.setattr(listwatch, "Patience", patience)
+    monkeypatch.setattr(module, "LISTS_AT_ONCE", 1)
+    fake.pages_take_seconds = 0.25
+    with following(fake) as (followers, told):
+        follow(followers, in_namespaces(8))
+        wait_for(lambda: len(told.listed) == 8, "all LISTs")
+    assert {one.seconds for one in patiences} == {first_seconds}
+
+
+def test_lists_that_are_waited_for_are_named_once_and_that_they_came_is_said(
+    fake: FakeApi, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(module, "SAY_SECONDS", 0.1)
+    fake.pages_take_seconds = 1.0
+    with caplog.at_level(logging.INFO, "lbless.operator"), following(fake) as (followers, told):
+        follow(followers, in_namespaces(12))
+        wait_for(lambda: caplog.messages, "a line about it")
+        fake.pages_take_seconds = 0.0
+        wait_for(lambda: len(told.listed) == 12, "all LISTs")
+        wait_for(lambda: len(caplog.messages) == 2, "that it is over")
+    late, settled = caplog.messages
+    names = "pods in ns00, pods in ns01, .*, pods in ns07 and 4 more"
+    assert re.fullmatch(f"Pods or endpoints are not followed: LISTs of {names} have taken .*", late)
+    assert settled == "Pods and endpoints are followed again."
