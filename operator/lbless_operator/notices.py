@@ -33,6 +33,7 @@ class NoticeReason(StrEnum):
     AGENT_SILENT = "AgentSilent"
     PROGRAMMING_FAILED = "ProgrammingFailed"
     ALL_PORTS_OPEN = "AllPortsOpen"
+    SOURCE_MAC_UNSAFE = "SourceMACUnsafe"
     INVALID_WEIGHT = "InvalidWeight"
 
 

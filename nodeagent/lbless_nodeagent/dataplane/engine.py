@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol
 
 from lbless_api.buckets import BucketSet
-from lbless_api.clusterip import HashParameters, PortRange
+from lbless_api.clusterip import HashParameters, PortRange, SourceMAC
 from lbless_api.hashing import HashFunction, HashMode
 from lbless_api.node import EngineReport
 
@@ -25,7 +25,8 @@ class Vip:
     """One shared address on one interface of this node.
 
     `ports` are sorted and merged, None means all; `owned` are the buckets that this node is to keep: none
-    is a Vip like any other, whose packets are all dropped.
+    is a Vip like any other, whose packets are all dropped. `source_mac` is whose MAC the address's own frames
+    come from.
     """
 
     ip: IPv4Address
@@ -34,6 +35,7 @@ class Vip:
     hash: HashParameters
     ports: tuple[PortRange, ...] | None
     owned: BucketSet
+    source_mac: SourceMAC = SourceMAC.NODE
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from lbless_api.buckets import BucketSet
+from lbless_api.clusterip import SourceMAC
 from lbless_api.hashing import MAX_BUCKETS, HashFunction, HashMode
-from lbless_api.mac import parse_mac
+from lbless_api.mac import parse_mac, unicast_mac
 from lbless_api.node import EngineReport
 from lbless_nodeagent.dataplane.engine import NOTHING, Capabilities, EngineError, Vip, Wanted
 from lbless_nodeagent.dataplane.nftables import probe, readback, transactions
@@ -85,6 +86,8 @@ class NftablesEngine:
         try:
             if parse_mac(vip.mac) != vip.mac:
                 return f"{vip.ip}: MAC address {vip.mac} is not written in lower case with colons."
+            if vip.source_mac is SourceMAC.CLUSTER:
+                unicast_mac(vip.mac)
         except ValueError as error:
             return f"{vip.ip}: {error}"
         refused = CAPABILITIES.refusal(self.name, vip)

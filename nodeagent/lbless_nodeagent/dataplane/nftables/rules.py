@@ -16,6 +16,7 @@ from lbless_nodeagent.dataplane.nftables.names import (
     PORTS,
     SEAL,
     SHARED,
+    SOURCE_MACS,
     TABLE,
     VIPS,
     Family,
@@ -83,7 +84,8 @@ _ARP = f"""{_HEAD}
 # The kernel would answer for any of its addresses on every interface, with that one's own MAC.
 
 _NETDEV = f"""{_HEAD}
- map {MACS} {{ type ipv4_addr : ether_addr; }}"""
+ map {MACS} {{ type ipv4_addr : ether_addr; }}
+ map {SOURCE_MACS} {{ type ipv4_addr : ether_addr; }}"""
 
 _TABLES = {Family.IP: _IP, Family.ARP: _ARP, Family.NETDEV: _NETDEV}
 
@@ -100,13 +102,16 @@ def remove_table(family: Family) -> str:
 
 
 def add_egress(interface: str) -> str:
-    """ARP that leaves the interface from a shared address says the cluster's MAC, whoever made the frame.
+    """What leaves the interface from a shared address, whoever made the frame, names the cluster.
 
-    Replies and requests alike: a request teaches its receivers just as well.
+    ARP says the cluster's MAC, in replies and requests alike: a request teaches its receivers just as well.
+    Its frame comes from the node's own, always: nobody looks at that, and each node answers each request.
+    The frames of IPv4 come from the MAC in the map, where there is one for the address.
     """
     return f"""table {Family.NETDEV} {TABLE} {{
  chain {egress_chain(interface)} {{ type filter hook egress device "{interface}" priority 0; policy accept;
   ether type arp arp saddr ether set arp saddr ip map @{MACS}
+  ether type ip ether saddr set ip saddr map @{SOURCE_MACS}
  }}
 }}
 """
