@@ -34,7 +34,10 @@ from lab.controlplane import ControlPlane
 from lab.lan import Lan
 from lab.progress import Silence
 from lab.rest import ApiError
+from lbless_api.capabilities import Capability
+from lbless_api.clusterip import SourceMAC
 from lbless_api.digest import applied_digest, parse_marks
+from lbless_api.hashing import HashFunction, HashMode
 from lbless_api.interfaces import Interface
 from lbless_api.node import EngineReport, Outstanding
 from lbless_api.state import Observed, parse_complete, render_observed
@@ -228,6 +231,11 @@ def test_pending_failed_and_applied_ones_are_told_apart(plane: ControlPlane, syn
     assert synced.report["status"]["appliedDigest"] == applied_digest({uids[n]: 2 for n in "abc"})
 
 
+ABLE = Capability(
+    frozenset(HashFunction), frozenset(HashMode), 2**63 - 1, 32, source_macs=frozenset(SourceMAC), ports=False
+)
+
+
 @pytest.mark.parametrize("failing", [70, 1000])
 def test_whatever_goes_wrong_the_report_is_accepted_and_within_32_kib(
     plane: ControlPlane, synced: SyncedNode, failing: int
@@ -242,7 +250,7 @@ def test_whatever_goes_wrong_the_report_is_accepted_and_within_32_kib(
         files.boot_id(),
         files.boottime_seconds(),
         kernel="k" * 300,
-        engines=tuple(EngineReport(f"engine-{n}", False, long) for n in range(8)),
+        engines=tuple(EngineReport(f"engine-{n}", False, long, n == 7, (ABLE,) * 6) for n in range(8)),
         interfaces=tuple(replace(interface, name=f"an-interface-{n:02}") for n in range(70)),
         failures=troubles,
         problems=(long,),
@@ -256,6 +264,7 @@ def test_whatever_goes_wrong_the_report_is_accepted_and_within_32_kib(
     assert len(status["failures"]) >= 10
     assert len(status["failures"]) + len(parse_marks(status["unlisted"], "unlisted")) == failing
     assert len(status["interfaces"]) == 64
+    assert [e["name"] for e in status["engines"] if e["active"]] == ["engine-7"]
     assert f"Beside what is listed {failing - len(status['failures'])} more" in synced.ready["message"]
 
 

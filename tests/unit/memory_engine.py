@@ -5,9 +5,10 @@ That the real one behaves alike otherwise is what the kernel tests of dataplane 
 
 from collections.abc import Callable, Mapping
 
+from lbless_api.capabilities import Capability, refusal
 from lbless_api.hashing import HashFunction, HashMode
 from lbless_api.node import EngineReport
-from lbless_nodeagent.dataplane.engine import NOTHING, Capabilities, EngineError, Vip, Wanted
+from lbless_nodeagent.dataplane.engine import NOTHING, EngineError, Vip, Wanted
 
 
 class MemoryEngine:
@@ -22,16 +23,17 @@ class MemoryEngine:
         self.applies = 0
         self._applied: Wanted | None = None
 
-    def capabilities(self) -> Capabilities:
-        return Capabilities(frozenset(HashFunction), frozenset(HashMode), 4096, 1, True)
+    def capabilities(self) -> tuple[Capability, ...]:
+        return (Capability(frozenset(HashFunction), frozenset(HashMode), 4096, 1, ports=True),)
 
     def refusal(self, vip: Vip) -> str | None:
-        return self.capabilities().refusal(self.name, vip)
+        sentence = refusal(self.name, self.capabilities(), vip.demand)
+        return f"{vip.ip}: {sentence}" if sentence else None
 
     def probe(self) -> EngineReport:
-        return EngineReport(
-            self.name, self.available, "" if self.available else "The kernel lacks nf_tables."
-        )
+        if self.available:
+            return EngineReport(self.name, True, capabilities=self.capabilities())
+        return EngineReport(self.name, False, "The kernel lacks nf_tables.")
 
     def apply(self, wanted: Wanted) -> None:
         self.applies += 1

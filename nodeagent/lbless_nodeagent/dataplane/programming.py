@@ -36,10 +36,11 @@ class _Refused:
 class Programming:
     """What the engine holds, and what it did not take. Times are of one monotonic clock, in seconds."""
 
-    def __init__(self, engine: Engine) -> None:
-        """Read what the engine holds of an earlier process; raises EngineError."""
+    def __init__(self, engine: Engine, report: EngineReport | None = None) -> None:
+        """Read what the engine holds of an earlier process; raises EngineError. `report` is its probe's, if
+        that was made already."""
         self._engine = engine
-        self.report: EngineReport = engine.probe()
+        self.report: EngineReport = report or engine.probe()
         # Where this fails, nothing will ever work; where only the probe does, what is there stays.
         found = engine.installed()
         self.installed: Vips = dict(found.vips) if found else {}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lbless_api.clusterip import ClusterIP
 from lbless_api.interfaces import Interface
-from lbless_api.node import Outstanding
+from lbless_api.node import EngineReport, Outstanding
 from lbless_api.state import APPLIED, DESIRED, DesiredNode
 from lbless_nodeagent import files
 from lbless_nodeagent.dataplane.addresses import Addresses, Settled
@@ -24,6 +24,7 @@ from lbless_nodeagent.dataplane.announce import Announcements
 from lbless_nodeagent.dataplane.decide import Decider, Decision, failure, in_force
 from lbless_nodeagent.dataplane.desired import Desired, DesiredDirectory
 from lbless_nodeagent.dataplane.engine import Engine, EngineError, Vip
+from lbless_nodeagent.dataplane.engines import Leftovers
 from lbless_nodeagent.dataplane.identity import with_interfaces
 from lbless_nodeagent.dataplane.journal import Place
 from lbless_nodeagent.dataplane.lastgood import LastGood
@@ -60,8 +61,20 @@ class Outcome:
 class Reconciler:
     """The state directory and the kernel of one node."""
 
-    def __init__(self, node: str, directory: Path, engine: Engine, boot_id: str) -> None:
-        """Read what an earlier process left; raises EngineError, LinkError."""
+    def __init__(
+        self,
+        node: str,
+        directory: Path,
+        engine: Engine,
+        boot_id: str,
+        *,
+        report: EngineReport | None = None,
+        leftovers: Leftovers | None = None,
+    ) -> None:
+        """Read what an earlier process left; raises EngineError, LinkError.
+
+        `report` is the engine's, if it was probed already; `leftovers` are those of the other engines.
+        """
         self._boot_id = boot_id
         self._directory = directory
         self.desired = DesiredDirectory(directory / DESIRED, boot_id)
@@ -71,7 +84,8 @@ class Reconciler:
         self.links = Rtnetlink()
         self._addresses = Addresses(self.links, self._journal)
         self._announcements = Announcements()
-        self.programming = Programming(engine)
+        self.programming = Programming(engine, report)
+        self._leftovers = leftovers or Leftovers({})
         self._decider = Decider(node, self.programming.refusal)
         self._own = Latest(own_addresses)
         self._interfaces_of = Latest(interfaces)
@@ -135,6 +149,7 @@ class Reconciler:
             # An address that stayed must keep its rules: without them it would answer every packet.
             if not problems:
                 self.programming.remove()
+                problems += self._leftovers.remove()
         except EngineError as error:
             problems.append(str(error))
         try:
@@ -170,6 +185,7 @@ class Reconciler:
         self._count_repairs(settled, decision, counted)
         failures = self._failures(decision, desired, counted, settled, refused)
         problems += self._drop(decision, desired, counted)
+        problems += self._succeed(wanted)
         problems += [p for p in (self._journal.problem, self._identity.problem) if p]
         if orphans:
             problems.append(
@@ -211,6 +227,15 @@ class Reconciler:
         self._announcements.begin(settled.new, now)
         self._announcements.send(places, self._addresses.network, now)
         return settled, refused
+
+    def _succeed(self, wanted: Vips) -> tuple[str, ...]:
+        """Remove what another engine left, once this one's rules cover every address that is on a link.
+
+        Until then the rules of both apply, and what either drops is dropped.
+        """
+        if not self._leftovers or self._addresses.shared - {place.address for place in self._held(wanted)}:
+            return ()
+        return self._leftovers.remove()
 
     def _places(self, wanted: Vips) -> tuple[Place, ...]:
         return self._wanted_places(wanted, self._addresses.network.links)
