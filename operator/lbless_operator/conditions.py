@@ -50,6 +50,7 @@ class Reason(StrEnum):
     PROGRAMMING_FAILED = "ProgrammingFailed"
     AGENT_SILENT = "AgentSilent"
     SHARED_SOURCE_MAC = "SharedSourceMAC"
+    ENGINE_INCAPABLE = "EngineIncapable"
 
 
 BLOCKED = frozenset(
@@ -83,6 +84,7 @@ REASONS: Mapping[Type, frozenset[Reason]] = {
             Reason.PROGRAMMING,
             Reason.PROGRAMMING_FAILED,
             Reason.ADDRESS_IN_USE,
+            Reason.ENGINE_INCAPABLE,
         }
     ),
     Type.CONFLICT: frozenset({Reason.NO_CONFLICT, Reason.CONFLICT}),

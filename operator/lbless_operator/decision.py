@@ -16,7 +16,7 @@ from lbless_api.mac import unicast_mac
 from lbless_operator.assignment import Assigned, assign, print_moves, print_shares
 from lbless_operator.conditions import Finding, Reason, State, Type, find, settle
 from lbless_operator.confirmations import Confirmation
-from lbless_operator.eligibility import Readiness, Standing, Verdict
+from lbless_operator.eligibility import Readiness, Standing, Verdict, explain_incapable
 from lbless_operator.facts import ClusterIPFact
 from lbless_operator.notices import Notice, NoticeReason, Subject
 from lbless_operator.phrases import name, name_nodes
@@ -166,6 +166,8 @@ def _find_degraded(
     situation: Situation, assigned: Assigned, progress: Progress, programmed: Finding, *, late: bool
 ) -> Finding:
     frozen = _frozen(situation, assigned)
+    incapable = "" if assigned.blocked else explain_incapable(situation.verdicts)
+    besides = f" {incapable}" if incapable else ""
     if situation.refusal and not assigned.blocked:
         message = f"{situation.refusal} It was assigned before that was known, and stays so."
         return Finding(Type.DEGRADED, State.TRUE, Reason.ADDRESS_IN_USE, message)
@@ -173,11 +175,13 @@ def _find_degraded(
         parts = (f"{node} keeps its {len(buckets)} buckets" for node, buckets in frozen.items())
         message = (
             f"The lbless agent is silent and cannot be told, but the node may be serving: {name(parts)}. "
-            f"Look after lbless's pod there, or delete the Node if it is gone."
+            f"Look after lbless's pod there, or delete the Node if it is gone.{besides}"
         )
         return Finding(Type.DEGRADED, State.TRUE, Reason.AGENT_SILENT, message)
     if progress.serving and (progress.failed or late):
-        return Finding(Type.DEGRADED, State.TRUE, programmed.reason, programmed.message)
+        return Finding(Type.DEGRADED, State.TRUE, programmed.reason, programmed.message + besides)
+    if incapable:
+        return Finding(Type.DEGRADED, State.TRUE, Reason.ENGINE_INCAPABLE, incapable)
     return Finding(Type.DEGRADED, State.FALSE, Reason.AS_PLANNED, "No node works otherwise than planned.")
 
 
@@ -252,6 +256,7 @@ _NOTEWORTHY: Mapping[tuple[Type, Reason], NoticeReason] = dict(
             (Type.READY, Reason.NO_ELIGIBLE_NODE): NoticeReason.NO_ELIGIBLE_NODE,
             (Type.CONFLICT, Reason.CONFLICT): NoticeReason.CONFLICT,
             (Type.DEGRADED, Reason.AGENT_SILENT): NoticeReason.AGENT_SILENT,
+            (Type.DEGRADED, Reason.ENGINE_INCAPABLE): NoticeReason.ENGINE_INCAPABLE,
             (Type.DEGRADED, Reason.ADDRESS_IN_USE): NoticeReason.REFUSED,
             (Type.PROGRAMMED, Reason.PROGRAMMING_FAILED): NoticeReason.PROGRAMMING_FAILED,
             (Type.SOURCE_MAC_UNSAFE, Reason.SHARED_SOURCE_MAC): NoticeReason.SOURCE_MAC_UNSAFE,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pyroute2 import IPRoute
 
-from lbless_api.state import OBSERVED
+from lbless_api.state import OBSERVED, render_complete
 from lbless_nodeagent import files
 from lbless_nodeagent.dataplane.nftables.engine import NftablesEngine
 from lbless_nodeagent.dataplane.nftables.netlink import MESSAGE, messages, open_socket
@@ -50,7 +50,8 @@ class State:
         """Write so many of them."""
         for number in range(count):
             self._write(number, SHARE)
-        files.write_word(self.directory / "desired" / ".complete", files.boot_id())
+        complete = render_complete(files.boot_id(), ())
+        files.write_bytes(self.directory / "desired" / ".complete", complete.encode())
 
     def change(self, number: int) -> None:
         """Give one of them another share, in another epoch."""

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -28,6 +29,8 @@ CLUSTERIPNODES = "/apis/lbless.dev/v1alpha1/clusteripnodes"
 LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
 RBAC = Path(__file__).parents[2] / "helm/lbless/rbac"
 DEADLINE_SECONDS = 20
+
+_numbers = count(1)
 
 T = TypeVar("T")
 
@@ -164,6 +167,21 @@ class SyncedNode:
     def node(self) -> dict[str, Any]:
         """Its Node."""
         return self.control_plane.api("GET", f"/api/v1/nodes/{self.name}")
+
+
+@contextmanager
+def synced_node(control_plane: ControlPlane, directory: Path) -> Iterator[SyncedNode]:
+    """A Node of its own whose sync is not started yet; at its end neither it nor any ClusterIP is left."""
+    name = f"sync-node-{next(_numbers)}"
+    control_plane.make_node(name, "10.80.0.99", pod_cidr="10.244.7.0/24")
+    kubeconfig = control_plane.kubeconfig_for_service_account(NAMESPACE, ACCOUNT, name, outside=True)
+    try:
+        with SyncedNode(control_plane, name, directory, kubeconfig) as node:
+            yield node
+    finally:
+        for item in control_plane.api("GET", CLUSTERIPS)["items"]:
+            delete(control_plane, item["metadata"]["name"])
+        control_plane.api("DELETE", f"/api/v1/nodes/{name}")
 
 
 @contextmanager

@@ -193,7 +193,7 @@ class Reconciler:
                 f"until sync has listed all ClusterIPs."
             )
         troubled = problems or settled.problems or settled.faults or not self.desired.is_watched
-        outdated = self._is_outdated(network, own)
+        outdated = self._is_outdated(network, own, settled)
         return Outcome(
             applied=self._applied(decision, counted, failures),
             failures=failures,
@@ -359,17 +359,18 @@ class Reconciler:
             absent |= wanted.keys() - {place.ip for place in places}
         return absent
 
-    def _is_outdated(self, network: Network, own: tuple[Address, ...]) -> bool:
+    def _is_outdated(self, network: Network, own: tuple[Address, ...], settled: Settled) -> bool:
         """Whether the links, when the pass read them after its changes, had changed otherwise too.
 
         The notification of that is gone with the reading: nothing else would bring the next pass.
         """
         now = self._addresses.network
+        failed = settled.faults or settled.problems  # which is tried again, after a rest
         return now is not network and (
             self._own(now, self._addresses.shared) != own
             or now.gateways != network.gateways
             or _as_others_see(now.links) != _as_others_see(network.links)
-            or bool(self._addresses.missing(self._held(self._decider.wanted)))
+            or (not failed and self._addresses.undone(self._held(self._decider.wanted)))
         )
 
     def _retry_at(self, *, troubled: bool) -> float | None:

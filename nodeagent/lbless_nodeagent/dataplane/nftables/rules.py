@@ -96,11 +96,6 @@ def table(family: Family) -> str:
     return f"add table {name}\ndelete table {name}\ntable {name} {{ {_TABLES[family]}\n}}\n"
 
 
-def remove_table(family: Family) -> str:
-    """Leave nothing of a table, whether it is there or not."""
-    return f"add table {family} {TABLE}\ndelete table {family} {TABLE}\n"
-
-
 def add_egress(interface: str) -> str:
     """What leaves the interface from a shared address, whoever made the frame, names the cluster.
 
