@@ -143,7 +143,7 @@ def _probe() -> dict[str, object]:
     """Which of the two ways work here, each tried in a chain that no packet comes to."""
     from lbless_nodeagent.dataplane.iptables import write  # noqa: PLC0415
 
-    return {"problems": write.problems(), "arp": arp.problem()}
+    return {"ways": write.problems(), "arp": arp.problem()}
 
 
 if __name__ == "__main__":

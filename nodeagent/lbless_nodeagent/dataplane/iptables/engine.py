@@ -99,17 +99,17 @@ class IptablesEngine:
             found = self._order({"do": "probe"})
         except EngineError as error:
             return EngineReport(self.name, False, str(error), capabilities=self._capabilities)
-        cluster = found["problems"]["cluster"] or (
-            found["arp"] and f"ARP for xt_cluster cannot be changed: {found['arp']}"
-        )
-        legacy = found["problems"]["legacy"]
-        able = tuple(c for c, why in ((_LEGACY, legacy), (_CLUSTER, cluster)) if not why)
-        if not able:
-            message = f"Neither xt_cluster nor the CLUSTERIP target works here: {cluster}; {legacy}"
-            return EngineReport(self.name, False, message, capabilities=self._capabilities)
-        self._capabilities = able
-        missing = cluster or legacy
-        return EngineReport(self.name, True, f"In part: {missing}" if missing else "", capabilities=able)
+        ways = found["ways"]
+        missing = {
+            _LEGACY: ways["legacy"] and f"The target CLUSTERIP does not work here: {ways['legacy']}",
+            _CLUSTER: ways["cluster"] and f"The match cluster does not work here: {ways['cluster']}",
+        }
+        if found["arp"] and not missing[_CLUSTER]:
+            missing[_CLUSTER] = f"The match cluster cannot be used without arptables: {found['arp']}"
+        able = tuple(way for way, why in missing.items() if not why)
+        message = " ".join(why for why in missing.values() if why)
+        self._capabilities = able or (_LEGACY, _CLUSTER)
+        return EngineReport(self.name, bool(able), message, capabilities=self._capabilities)
 
     def apply(self, wanted: Wanted) -> None:
         """Bring the kernel from whatever it holds to `wanted`; see `Engine.apply`."""

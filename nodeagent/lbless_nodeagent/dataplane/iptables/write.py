@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -42,20 +42,29 @@ except Exception as error:  # whatever it misses, it raises something of its own
 
 
 def commit(held: Chains, goal: Chains) -> None:
-    """Replace our chains `held` by `goal` in one step; raises EngineError, and then nothing has changed."""
+    """Replace all chains of ours, of which `held` are known, by `goal` in one step; raises EngineError, and then
+    nothing has changed."""
+    _transact(lambda table: _replace(table, held, goal))
+
+
+def _transact(edit: Callable[[Any], None]) -> None:
     for attempt in range(1, _ATTEMPTS + 1):
+        table = iptc.Table(iptc.Table.MANGLE, autocommit=False)
         try:
-            _commit(held, goal)
-        except iptc.IPTCError as error:
+            table.refresh()
+            edit(table)
+            table.commit()
+        except (iptc.IPTCError, iptc.XTablesError) as error:
             if "temporarily" not in str(error) or attempt == _ATTEMPTS:
                 raise EngineError(f"The kernel does not take the iptables rules: {_brief(error)}.") from error
         else:
             return
+        finally:
+            table.close()
 
 
 def problems() -> dict[str, str]:
     """Why each of `cluster` and `legacy` does not work here, "" where it does; leaves nothing behind."""
-    name = f"{rules.CHAIN}-probe"
     nodes = BucketSet([1])
     tried: dict[str, tuple[Rule, ...]] = {
         "cluster": (
@@ -73,42 +82,49 @@ def problems() -> dict[str, str]:
     found = {}
     for way, chain in tried.items():
         try:
-            commit({}, {name: chain})
-            commit({name: chain}, {})
+            _transact(lambda table, chain=chain: _make(table, _PROBE, chain))  # type: ignore[misc]
+            _transact(lambda table: _unmake(table, [_PROBE]))
             found[way] = ""
         except EngineError as error:
             found[way] = str(error)
     return found
 
 
+_PROBE = f"{rules.CHAIN}-probe"
 _PROBED = IPv4Address("192.0.2.1")  # of a documentation prefix: nobody's
 
 
-def _commit(held: Chains, goal: Chains) -> None:
-    table = iptc.Table(iptc.Table.MANGLE, autocommit=False)
-    try:
-        table.refresh()
-        present = {chain.name for chain in table.chains if rules.is_ours(chain.name)}
-        changed = [
-            name
-            for name, chain in goal.items()
-            if name not in present or not rules.is_same(held.get(name, ()), chain)
-        ]
-        _leave(table, present)
-        for name in present & {*changed} | present - goal.keys():
-            table.flush_entries(name)
-        for name in goal.keys() - present:
-            table.create_chain(name)
-        for name in changed:
-            for rule in goal[name]:
-                _append(table, name, rule)
-        for name in present - goal.keys():
-            table.delete_chain(name)
-        if rules.CHAIN in goal:
-            _enter(table)
-        table.commit()
-    finally:
-        table.close()
+def _replace(table: Any, held: Chains, goal: Chains) -> None:
+    present = {chain.name for chain in table.chains if rules.is_ours(chain.name)}
+    changed = {
+        name: chain
+        for name, chain in goal.items()
+        if name not in present or not rules.is_same(held.get(name, ()), chain)
+    }
+    _leave(table, present)
+    for name in (present & changed.keys()) | (present - goal.keys()):
+        table.flush_entries(name)
+    for name in goal.keys() - present:
+        table.create_chain(name)
+    for name, chain in changed.items():
+        for rule in chain:
+            _append(table, name, rule)
+    _unmake(table, present - goal.keys())
+    if rules.CHAIN in goal:
+        _enter(table)
+
+
+def _make(table: Any, name: str, chain: Iterable[Rule]) -> None:
+    _unmake(table, [name] if table.is_chain(name) else [])
+    table.create_chain(name)
+    for rule in chain:
+        _append(table, name, rule)
+
+
+def _unmake(table: Any, names: Iterable[str]) -> None:
+    for name in names:
+        table.flush_entries(name)
+        table.delete_chain(name)
 
 
 def _leave(table: Any, present: Iterable[str]) -> None:
