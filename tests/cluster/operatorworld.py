@@ -22,12 +22,12 @@ from typing import Any
 from lab.controlplane import ControlPlane
 from lab.errors import LabError
 from lab.faultproxy import FaultProxy
+from lab.installation import LEASES, NAMESPACE
 from lab.progress import Silence
 from lab.rest import APPLY_PATCH, ApiError
 from lbless_api.digest import applied_digest
 from lbless_api.node import EngineReport, render_engines
 
-NAMESPACE = "lbless-system"
 WITH_ROUNDS = """
 from lbless_operator import __main__, agenda, reconciler
 agenda.ROUND_SECONDS = {round_seconds}
@@ -37,8 +37,6 @@ raise SystemExit(__main__.main())
 """The program with other rounds of LISTs than each minute."""
 CLUSTERIPS = "/apis/lbless.dev/v1alpha1/clusterips"
 AGENTS = "/apis/lbless.dev/v1alpha1/clusteripnodes"
-LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
-RBAC = Path(__file__).parents[2] / "helm" / "lbless" / "rbac"
 
 
 @dataclass
@@ -304,8 +302,7 @@ class World:
     def clusterip(self, name: str = "web", **spec: Any) -> None:
         """Create a ClusterIP that selects this test's Nodes."""
         spec = {"ip": self.ip, "nodeSelector": {"test": self.namespace}, "buckets": 16, **spec}
-        body = {**_kind("ClusterIP"), "metadata": {"name": name}, "spec": spec}
-        self.control_plane.api("POST", self._path(), body)
+        self.control_plane.make_clusterip(name, spec, self.namespace)
 
     def get(self, name: str = "web") -> dict[str, Any]:
         """A ClusterIP as it is now."""

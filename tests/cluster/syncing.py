@@ -17,17 +17,15 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from lab.controlplane import ControlPlane
+from lab.installation import LEASES, NAMESPACE, RBAC  # noqa: F401 - the tests of sync have RBAC from here
 from lab.rest import ApiError
 from lbless_api.node import EngineReport, Outstanding
 from lbless_api.state import Observed, parse_complete, render_observed
 from lbless_nodeagent import files
 
-NAMESPACE = "lbless-system"
 ACCOUNT = "lbless-node"
 CLUSTERIPS = "/apis/lbless.dev/v1alpha1/namespaces/default/clusterips"
 CLUSTERIPNODES = "/apis/lbless.dev/v1alpha1/clusteripnodes"
-LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
-RBAC = Path(__file__).parents[2] / "helm/lbless/rbac"
 DEADLINE_SECONDS = 20
 
 _numbers = count(1)
@@ -187,15 +185,26 @@ def synced_node(control_plane: ControlPlane, directory: Path) -> Iterator[Synced
 @contextmanager
 def speaking(node: SyncedNode, period_seconds: float = 0.5) -> Iterator[None]:
     """While this lasts, observed.json is rewritten as by a dataplane to which whatever is desired happens."""
-    done = threading.Event()
 
     def speak() -> None:
-        while not done.wait(period_seconds):
-            # A disk that takes nothing, or a file that was removed since it was listed: as dataplane does.
-            with suppress(files.UnwritableError, FileNotFoundError):
-                node.observe(make_directory=False)
+        # A disk that takes nothing, or a file that was removed since it was listed: as dataplane does.
+        with suppress(files.UnwritableError, FileNotFoundError):
+            node.observe(make_directory=False)
 
-    thread = threading.Thread(target=speak, daemon=True)
+    with repeating(speak, period_seconds):
+        yield
+
+
+@contextmanager
+def repeating(act: Callable[[], None], period_seconds: float) -> Iterator[None]:
+    """While this lasts, `act` is called so often, by a thread."""
+    done = threading.Event()
+
+    def repeat() -> None:
+        while not done.wait(period_seconds):
+            act()
+
+    thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
         yield
@@ -206,13 +215,7 @@ def speaking(node: SyncedNode, period_seconds: float = 0.5) -> Iterator[None]:
 
 def create(control_plane: ControlPlane, name: str, number: int = 1, **spec: Any) -> dict[str, Any]:
     """Create a ClusterIP."""
-    body = {
-        "apiVersion": "lbless.dev/v1alpha1",
-        "kind": "ClusterIP",
-        "metadata": {"name": name},
-        "spec": {"ip": f"192.0.2.{number}", **spec},
-    }
-    return control_plane.api("POST", CLUSTERIPS, body)
+    return control_plane.make_clusterip(name, {"ip": f"192.0.2.{number}", **spec})
 
 
 def assign(control_plane: ControlPlane, name: str, epoch: int) -> None:

@@ -83,7 +83,7 @@ def kill_again_and_again(lbless: Installation, draw: random.Random, steady: Clus
     for number in range(KILLS):
         node = draw.choice(lbless.lan.nodes)
         victims = draw.choice([[DATAPLANE], [DATAPLANE], [SYNC], [SYNC], [DATAPLANE, SYNC]])
-        # Some while they start, some at work: a start takes about half a second.
+        # A span: some are to die while they start, some at work. A start takes about half a second.
         time.sleep(draw.uniform(0, draw.choice([0.3, 1.2])))
         for program in victims:
             lbless.stop(program, node, signal.SIGKILL)

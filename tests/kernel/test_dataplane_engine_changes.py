@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kernel import segment
+from kernel import segment, synced
 from lbless_api.buckets import BucketSet
 from lbless_nodeagent import files
 from lbless_nodeagent.dataplane.engine import Engine, EngineError, Wanted
@@ -53,10 +53,11 @@ class Node:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.desired = directory / "desired"
         self.former, self.present = Watched("former"), Watched("present")
         for name in ("desired", "applied"):
             files.make_directory(directory / name)
-        files.write_word(directory / "desired" / ".complete", files.boot_id())
+        synced.complete(self.desired)
         self.reconciler: Reconciler | None = None
 
     def start(self, engine: Engine, *others: Engine) -> Reconciler:
@@ -71,12 +72,12 @@ class Node:
             self.reconciler.close()
 
     def desire(self, shares: dict[str, str]) -> None:
-        for path in (self.directory / "desired").glob("*.json"):
-            path.unlink()
+        for path in self.desired.glob("*.json"):
+            if path.stem.replace("-", ".") not in shares:
+                synced.delete(self.desired, path.stem)
         for ip, buckets in shares.items():
             uid = ip.replace(".", "-")
-            value = desired_json(uid, ip, {"n1": buckets})
-            files.write_json(self.directory / "desired" / f"{uid}.json", value)
+            synced.put(self.desired, uid, desired_json(uid, ip, {"n1": buckets}))
 
     @property
     def addresses(self) -> set[str]:

@@ -5,10 +5,13 @@ An engine that does not work on this kernel is skipped with what its probe says,
 
 from __future__ import annotations
 
+import os
 import random
+import select
 import shutil
+import signal
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address
 
@@ -19,7 +22,7 @@ from kernel.segment import Observer, Wire, link, nft, ruleset, run
 from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import HashParameters
 from lbless_api.hashing import ICMP, TCP, UDP, bucket
-from lbless_nodeagent.dataplane.engine import Engine, Vip
+from lbless_nodeagent.dataplane.engine import Engine, Vip, Wanted
 from lbless_nodeagent.dataplane.engines import ENGINES
 from unit.engine_contract import EngineContract, Kernel, possible, vip, wanted
 
@@ -28,6 +31,8 @@ pytestmark = pytest.mark.root
 AFTER_EVERY_ENGINE = -90
 """Behind the mangle table's prerouting (-150): whatever hook an engine filters in."""
 PACKETS = 120  # of each address
+KILLS, MOST_SECONDS = 6, 0.03
+"""How often a process is killed, and how long at most after it began to apply."""
 LEGACY = ("iptables-legacy", "arptables-legacy")
 
 
@@ -119,6 +124,54 @@ class TestEngines(EngineContract):
             vip(number, group, BucketSet.full(group.buckets)) for number, group in enumerate(groups, 101)
         ]
         check(engine, wire, none + everything, random.Random(1))
+
+    def test_what_a_killed_process_left_owns_nothing_that_it_should_not_and_the_next_makes_it_whole(
+        self, engine: Engine, kernel: Kernel, request: pytest.FixtureRequest
+    ) -> None:
+        rng = random.Random(request.node.name)
+        groups = list(possible(engine))
+        before = wanted(*(vip(number, group) for number, group in enumerate(groups, 1)))
+        after = wanted(
+            *(
+                vip(number, group, BucketSet(range(1, group.buckets, 2)))
+                for number, group in enumerate(groups[1:], 2)
+            ),
+            vip(200, groups[0]),
+        )
+        for _ in range(KILLS):
+            engine.apply(before)
+            killed_while_it_applies(kernel.successor, after, rng.random() * MOST_SECONDS)
+            successor = kernel.successor()
+            found = successor.installed()
+            for ip, held in found.vips.items() if found else ():
+                allowed = BucketSet()
+                for state in (before, after):
+                    allowed |= state.vips[ip].owned if ip in state.vips else BucketSet()
+                assert held.owned.issubset(allowed), (ip, str(held.owned))
+            successor.apply(after)
+            assert successor.installed() == after
+            assert successor.audit()
+            successor.close()
+
+
+def killed_while_it_applies(make: Callable[[], Engine], goal: Wanted, seconds: float) -> None:
+    """Let another process bring the kernel to `goal`, and kill it and its children after so long."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        try:
+            made = make()
+            os.write(writer, b"begun")
+            made.apply(goal)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    assert os.read(reader, 5) == b"begun"
+    select.select([reader], [], [], seconds)  # it is readable when the other has come to its end
+    os.close(reader)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 
 
 def check(engine: Engine, wire: Wire, vips: list[Vip], rng: random.Random) -> None:
