@@ -233,25 +233,14 @@ def explain_none(spec: Spec, verdicts: Collection[Verdict], readiness: Readiness
     if not total:
         return "The cluster has no nodes."
     nodes = f"{total} node{'' if total == 1 else 's'}"
-    if causes[Cause.NOT_SELECTED] == total:
-        return (
-            f"No node matches spec.nodeSelector {_print(spec.node_selector)} (of {nodes}): "
-            f"label the nodes, or correct the selector."
-        )
+    if len(causes) == 1 and (sentence := _explain_all(next(iter(causes)), spec, nodes)):
+        return sentence
     if (
         spec.workload
         and not readiness.exists
         and causes.keys() & {Cause.NO_READY_POD, Cause.NO_READY_ENDPOINT}
     ):
-        if isinstance(spec.workload, PodWorkload):
-            return (
-                f"No pod in namespace {namespace} matches spec.workload.podSelector {_workload_name(spec)}: "
-                f"create the pods, or correct the selector."
-            )
-        return (
-            f"Service {spec.workload.name} of spec.workload.serviceRef has no EndpointSlice in namespace "
-            f"{namespace}: create the Service, or correct the name."
-        )
+        return _explain_workload(spec, namespace)
     reasons = [
         f"{count} {describe(cause, spec, plural=count > 1)}"
         for cause, count in sorted(causes.items(), key=lambda item: (-item[1], item[0]))
@@ -262,6 +251,33 @@ def explain_none(spec: Spec, verdicts: Collection[Verdict], readiness: Readiness
     if len(reasons) == 1 and total == 1:
         return f"No node is eligible: the only one {reasons[0].removeprefix('1 ')}.{incapable}"
     return f"No node is eligible, of {nodes}: {', '.join(reasons)}.{incapable}"
+
+
+def _explain_all(cause: Cause, spec: Spec, nodes: str) -> str:
+    """What to do where all nodes are out for one cause; empty where that says nothing more."""
+    if cause is Cause.NOT_SELECTED:
+        return (
+            f"No node matches spec.nodeSelector {_print(spec.node_selector)} (of {nodes}): "
+            f"label the nodes, or correct the selector."
+        )
+    if cause is Cause.NO_MATCHING_INTERFACE:
+        wanted = describe(cause, spec).removeprefix("has no ")
+        mend = "correct them" if spec.interfaces else "use an address of the nodes' own subnet"
+        return f"No node has an {wanted} (of {nodes}): {mend}."
+    return ""
+
+
+def _explain_workload(spec: Spec, namespace: str) -> str:
+    """What to do where there is no pod and no endpoint at all."""
+    if isinstance(spec.workload, PodWorkload):
+        return (
+            f"No pod in namespace {namespace} matches spec.workload.podSelector {_workload_name(spec)}: "
+            f"create the pods, or correct the selector."
+        )
+    return (
+        f"Service {_workload_name(spec)} of spec.workload.serviceRef has no EndpointSlice in namespace "
+        f"{namespace}: create the Service, or correct the name."
+    )
 
 
 def _workload(spec: Spec) -> str:

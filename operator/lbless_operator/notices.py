@@ -34,6 +34,7 @@ class NoticeReason(StrEnum):
     ENGINE_INCAPABLE = "EngineIncapable"
     PROGRAMMING_FAILED = "ProgrammingFailed"
     ALL_PORTS_OPEN = "AllPortsOpen"
+    SOURCE_MAC_UNSAFE = "SourceMACUnsafe"
     INVALID_WEIGHT = "InvalidWeight"
 
 

@@ -50,7 +50,7 @@ class State:
         """Write so many of them."""
         for number in range(count):
             self._write(number, SHARE)
-        complete = render_complete(files.boot_id(), ())
+        complete = render_complete(files.boot_id(), map(uid, range(count)))
         files.write_bytes(self.directory / "desired" / ".complete", complete.encode())
 
     def change(self, number: int) -> None:

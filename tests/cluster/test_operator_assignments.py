@@ -313,12 +313,15 @@ def test_an_address_that_somebody_has_is_refused_with_his_name(world: World, ip:
     assert world.wait_event("Refused", containing=f"Address {ip} {why}")
 
 
-def test_what_this_version_cannot_do_is_refused(world: World):
-    world.node("a")
+def test_a_source_mac_of_the_clusters_own_is_warned_of_for_as_long_as_it_is_asked_for(world: World):
+    node = world.node("a")
     world.clusterip(sourceMAC="Cluster")
-    message = world.wait_condition("Ready", "False", "NotSupported")["message"]
-    assert message == "spec.sourceMAC Cluster is not supported by this version: use Node."
-    assert shares(world.get()) == {}
+    world.wait_shares({node: 16})
+    message = world.wait_condition("SourceMACUnsafe", "True", "SharedSourceMAC")["message"]
+    assert "a switch sees it move from port to port" in message
+    assert world.wait_event("SourceMACUnsafe", containing=message)
+    world.patch({"spec": {"sourceMAC": "Node"}})
+    until("the warning to go", lambda: "SourceMACUnsafe" not in conditions(world.get()))
 
 
 @pytest.mark.parametrize(

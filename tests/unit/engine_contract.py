@@ -15,7 +15,7 @@ import pytest
 
 from lbless_api import capabilities
 from lbless_api.buckets import BucketSet
-from lbless_api.clusterip import HashParameters, PortRange, Protocol
+from lbless_api.clusterip import HashParameters, PortRange, Protocol, SourceMAC
 from lbless_api.hashing import MAX_BUCKETS, HashFunction, HashMode
 from lbless_api.mac import default_mac
 from lbless_nodeagent.dataplane.engine import NOTHING, Engine, EngineError, Vip, Wanted
@@ -102,6 +102,19 @@ class EngineContract:
         assert kernel.content() == before
         assert engine.verify()
         assert engine.installed() == wanted(good)
+
+    def test_a_source_of_answers_is_taken_changed_and_given_back_or_refused(self, engine: Engine) -> None:
+        one = some(engine)[0]
+        for source in (*SourceMAC, *SourceMAC):
+            asked = replace(one, source_mac=source)
+            sentence = capabilities.refusal(engine.name, engine.capabilities(), asked.demand)
+            if sentence is None:
+                engine.apply(wanted(asked))
+                assert engine.installed() == wanted(asked)
+            else:
+                assert sentence in (engine.refusal(asked) or "")
+                with pytest.raises(EngineError, match="sourceMAC"):
+                    engine.apply(wanted(asked))
 
     def test_a_vip_that_cannot_be_written_into_a_rule_is_refused_and_leaves_what_was(
         self, engine: Engine, kernel: Kernel

@@ -53,7 +53,7 @@ def test_a_file_cut_anywhere_is_a_fault_of_its_own_clusterip_alone(tmp_path: Pat
         ({"ip": "fd00::1"}, "NotSupported", "IPv6 is not supported yet"),
         ({"buckets": 0}, "Invalid", "spec.buckets is 0"),
         ({"mac": "02:00:00:00:00:01"}, "Invalid", "is a unicast one"),
-        ({"sourceMAC": "Cluster"}, "NotSupported", "not supported by this version"),
+        ({"sourceMAC": "Switch"}, "Invalid", "use Node or Cluster"),
     ],
 )
 def test_an_object_that_breaks_the_contract_says_who_it_is_and_what_is_wrong(

@@ -371,13 +371,27 @@ def test_a_spec_that_is_refused_later_leaves_the_assignment_in_force():
     scenario = serving("a", "b")
     before = scenario.status
     assert before is not None
-    scenario.respec(sourceMAC="Cluster")
+    scenario.respec(buckets=0)
     decision = scenario.step()
     assert (decision.status.assignments, decision.status.epoch) == (before.assignments, before.epoch)
-    assert condition(decision, Type.READY) == ("False", "NotSupported")
+    assert condition(decision, Type.READY) == ("False", "Invalid")
     assert decision.status.mac == before.mac
     assert decision.status.nodes == "2/2"
     assert told(decision) == [NoticeReason.REFUSED]
+
+
+def test_a_shared_source_mac_is_served_and_warned_of_until_it_is_taken_back():
+    scenario = Scenario("a", sourceMAC="Cluster")
+    first = scenario.step()
+    assert condition(first, Type.SOURCE_MAC_UNSAFE) == ("True", "SharedSourceMAC")
+    assert "source 02:bf:c0:00:02:0a" in message(first, Type.SOURCE_MAC_UNSAFE)
+    assert told(first) == [NoticeReason.ASSIGNED, NoticeReason.SOURCE_MAC_UNSAFE]
+    assert sum(shares(first).values()) == 16
+    assert told(scenario.step()) == []
+    scenario.respec(sourceMAC="Node")
+    assert Type.SOURCE_MAC_UNSAFE not in {c.type for c in scenario.step().status.conditions}
+    scenario.respec(sourceMAC="Cluster")
+    assert told(scenario.step()) == [NoticeReason.SOURCE_MAC_UNSAFE]
 
 
 def test_an_address_found_in_use_refuses_a_new_clusterip_and_degrades_one_that_serves():

@@ -291,6 +291,19 @@ def out(name: str, cause: Cause) -> Verdict:
             "No node is eligible: the only one has no lbless agent.",
         ),
         (
+            [out("a", Cause.NO_MATCHING_INTERFACE), out("b", Cause.NO_MATCHING_INTERFACE)],
+            {},
+            True,
+            "No node has an interface whose subnet contains 192.0.2.10 (of 2 nodes): "
+            "use an address of the nodes' own subnet.",
+        ),
+        (
+            [out("a", Cause.NO_MATCHING_INTERFACE)],
+            {"interfaces": ["eth*", "bond0"]},
+            True,
+            "No node has an interface that matches spec.interfaces eth*, bond0 (of 1 node): correct them.",
+        ),
+        (
             [out("a", Cause.NOT_SELECTED), out("b", Cause.NO_MATCHING_INTERFACE)],
             {"nodeSelector": {"zone": "a"}},
             True,

@@ -393,7 +393,7 @@ def test_of_two_with_one_address_the_newer_knows_the_older_until_that_is_gone():
 
 
 def test_an_older_one_that_is_refused_holds_its_address_only_with_an_assignment():
-    refused = {"sourceMAC": "Cluster"}
+    refused = {"buckets": 0}
     newer = objects.clusterip("newer", 2, created="2026-01-01T00:00:01Z")
     for status, holder in (
         ({}, None),

@@ -25,7 +25,8 @@ class Vip:
     """One shared address on one interface of this node.
 
     `ports` are sorted and merged, None means all; `owned` are the buckets that this node is to keep: none
-    is a Vip like any other, whose packets are all dropped.
+    is a Vip like any other, whose packets are all dropped. `source_mac` is whose MAC the address's own frames
+    come from.
     """
 
     ip: IPv4Address
@@ -34,11 +35,12 @@ class Vip:
     hash: HashParameters
     ports: tuple[PortRange, ...] | None
     owned: BucketSet
+    source_mac: SourceMAC = SourceMAC.NODE
 
     @property
     def demand(self) -> Demand:
         """What it asks of an engine's capabilities."""
-        return Demand(self.hash, self.ports is not None, SourceMAC.NODE)
+        return Demand(self.hash, self.ports is not None, self.source_mac)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ from contextlib import ExitStack
 from lbless_api import capabilities
 from lbless_api.buckets import BucketSet
 from lbless_api.capabilities import Capability
+from lbless_api.clusterip import SourceMAC
 from lbless_api.hashing import MAX_BUCKETS, HashFunction, HashMode
-from lbless_api.mac import parse_mac
+from lbless_api.mac import parse_mac, unicast_mac
 from lbless_api.node import EngineReport
 from lbless_nodeagent.dataplane.engine import NOTHING, EngineError, Vip, Wanted
 from lbless_nodeagent.dataplane.nftables import probe, readback, transactions
@@ -35,6 +36,7 @@ CAPABILITIES = (
         max_buckets=MAX_BUCKETS,
         min_prefix_length=1,
         ports=True,
+        source_macs=frozenset(SourceMAC),
     ),
 )
 _ATTEMPTS = 3
@@ -89,6 +91,8 @@ class NftablesEngine:
         try:
             if parse_mac(vip.mac) != vip.mac:
                 return f"{vip.ip}: MAC address {vip.mac} is not written in lower case with colons."
+            if vip.source_mac is SourceMAC.CLUSTER:
+                unicast_mac(vip.mac)
         except ValueError as error:
             return f"{vip.ip}: {error}"
         refused = capabilities.refusal(self.name, CAPABILITIES, vip.demand)
