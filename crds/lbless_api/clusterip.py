@@ -16,7 +16,7 @@ from typing import TypeVar
 from lbless_api.buckets import BucketSet
 from lbless_api.fields import Invalid, integer, ipv4, items, mapping, text
 from lbless_api.hashing import MAX_BUCKETS, HashFunction, HashMode
-from lbless_api.mac import default_mac, parse_mac
+from lbless_api.mac import default_mac, parse_mac, unicast_mac
 from lbless_api.selectors import LabelSelector, parse_labels
 
 DEFAULT_BUCKETS = 256
@@ -209,11 +209,9 @@ def parse_spec(value: object) -> Spec:
     if ip.is_multicast or ip.is_loopback or ip.is_unspecified or ip.is_reserved or ip.is_link_local:
         raise Invalid(f"spec.ip {ip} cannot be a shared address: use a unicast address of the nodes' subnet.")
     source_mac = _choice(SourceMAC, spec.get("sourceMAC", SourceMAC.NODE), "spec.sourceMAC")
-    if source_mac is SourceMAC.CLUSTER:
-        raise Invalid("spec.sourceMAC Cluster is not supported by this version: use Node.", "NotSupported")
     return Spec(
         ip=ip,
-        mac=_parse_mac(spec.get("mac"), ip),
+        mac=_parse_mac(spec.get("mac"), ip, source_mac),
         hash=HashParameters(
             function=_choice(HashFunction, spec.get("hashFunction", HashFunction.JHASH), "spec.hashFunction"),
             mode=_choice(HashMode, spec.get("hashMode", HashMode.SOURCE_IP_SOURCE_PORT), "spec.hashMode"),
@@ -242,11 +240,14 @@ def _given(spec: Mapping[str, object], field: str, default: object) -> object:
     return default if value is None else value
 
 
-def _parse_mac(value: object, ip: IPv4Address) -> str:
+def _parse_mac(value: object, ip: IPv4Address, source: SourceMAC) -> str:
     if value is None:
         return default_mac(ip)
     try:
-        return parse_mac(text(value, "spec.mac"))
+        mac = parse_mac(text(value, "spec.mac"))
+        if source is SourceMAC.CLUSTER:
+            unicast_mac(mac)  # that it has one
+        return mac
     except Invalid:
         raise
     except ValueError as error:

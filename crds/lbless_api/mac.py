@@ -18,6 +18,21 @@ def default_mac(ip: IPv4Address) -> str:
     return ":".join(f"{byte:02x}" for byte in (0x03, 0xBF, *ip.packed))
 
 
+def unicast_mac(mac: str) -> str:
+    """The unicast MAC that goes with a multicast one: the same without its group bit, ``02:bf:…``.
+
+    Raises ValueError with one sentence for one that is not locally administered: without its group bit it
+    may be that of a real interface, or all zeros.
+    """
+    first = int(mac[:2], 16)
+    if not first & 2:
+        raise ValueError(
+            f"MAC address {mac} has no unicast one that could be a source, as it is not locally administered: "
+            f"the second lowest bit of its first byte must be set, as in 03:bf:0a:00:00:64."
+        )
+    return f"{first & 0xFE:02x}{mac[2:]}"
+
+
 def parse_mac(text: str) -> str:
     """Return a MAC in lower case with colons.
 

@@ -5,10 +5,11 @@ Owns their types and both directions of their JSON. Who writes which file is `lb
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 
+from lbless_api.capabilities import Capability, parse_capabilities, render_capabilities
 from lbless_api.clusterip import MAX_INCARNATION
 from lbless_api.digest import parse_marks, render_marks
 from lbless_api.fields import Invalid, boolean, integer, ipv4, items, mapping, text
@@ -19,11 +20,21 @@ JSON = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """Whether a netfilter engine works on this node, and if not why not."""
+    """Whether a netfilter engine works on this node, if not why not, and what it can do.
+
+    `active`: dataplane uses it; any other was only tried. Without capabilities it is an older version's.
+    """
 
     name: str
     available: bool
     message: str = ""
+    active: bool = True
+    capabilities: tuple[Capability, ...] = ()
+
+
+def active_engine(engines: Iterable[EngineReport]) -> EngineReport | None:
+    """The engine that a node uses, None where it has not said."""
+    return next((engine for engine in engines if engine.active), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +98,12 @@ def parse_engines(value: object, where: str) -> tuple[EngineReport, ...]:
         engine = mapping(entry, where)
         engines.append(
             EngineReport(
-                text(engine.get("name"), f"{where}.name"),
-                boolean(engine.get("available"), f"{where}.available"),
-                text(engine.get("message", ""), f"{where}.message"),
+                name=text(engine.get("name"), f"{where}.name"),
+                available=boolean(engine.get("available"), f"{where}.available"),
+                message=text(engine.get("message", ""), f"{where}.message"),
+                # An older version reports only the engine that it uses, and not that it does.
+                active=boolean(engine.get("active", True), f"{where}.active"),
+                capabilities=parse_capabilities(engine.get("capabilities") or [], f"{where}.capabilities"),
             )
         )
     return tuple(engines)
@@ -97,7 +111,16 @@ def parse_engines(value: object, where: str) -> tuple[EngineReport, ...]:
 
 def render_engines(engines: Sequence[EngineReport]) -> list[JSON]:
     """The JSON of a list of engines."""
-    return [{"name": e.name, "available": e.available, "message": e.message} for e in engines]
+    return [
+        {
+            "name": e.name,
+            "available": e.available,
+            "message": e.message,
+            "active": e.active,
+            "capabilities": render_capabilities(e.capabilities),
+        }
+        for e in engines
+    ]
 
 
 def parse_interfaces(value: object, where: str) -> tuple[Interface, ...]:

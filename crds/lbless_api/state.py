@@ -3,7 +3,7 @@
 Owns its file names and the JSON of its files. Reading and writing them safely is the node agent's.
 
     desired/<uid>.json   sync       a ClusterIP: metadata, spec, status.epoch, .assignments, .moves
-    desired/.complete    sync       the boot id, and the UIDs of all ClusterIPs: sync has completed a LIST since boot
+    desired/.complete    sync       the boot id, and the UIDs of what was written: sync has completed a LIST since boot
     desired/.intent      sync       what a SIGTERM of dataplane means: hold, handover or remove
     desired/.node.json   sync       what of the Node object the kernel needs: {"podCIDRs": […]}
     applied/<uid>.json   dataplane  the last good ClusterIP with the interface it is on
@@ -96,12 +96,12 @@ def render_desired(obj: Mapping[str, object]) -> JSON:
 
 
 def render_complete(boot_id: str, uids: Iterable[str]) -> str:
-    """What desired/.complete says: in this boot there are these ClusterIPs and no others."""
+    """What desired/.complete says: in this boot these ClusterIPs' files are there, and no other is to be."""
     return "".join(f"{word}\n" for word in (boot_id, *sorted(uids)))
 
 
 def parse_complete(value: str, boot_id: str) -> frozenset[str] | None:
-    """The UIDs of all ClusterIPs, or None where it was written before this boot.
+    """The UIDs of all ClusterIPs that were written, or None where it was written before this boot.
 
     Only of a UID that is not among them does a missing file say that the ClusterIP was deleted; the file of
     one that is among them was lost.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from random import SystemRandom
 
+CAP_SECONDS = 10.0
+
 _random = SystemRandom()
 
 
@@ -13,7 +15,7 @@ class Backoff:
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
     """
 
-    def __init__(self, base_seconds: float = 0.2, cap_seconds: float = 10.0) -> None:
+    def __init__(self, base_seconds: float = 0.2, cap_seconds: float = CAP_SECONDS) -> None:
         self._base_seconds = base_seconds
         self._cap_seconds = cap_seconds
         self._failures = 0

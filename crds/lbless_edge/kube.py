@@ -8,6 +8,7 @@ Reading credentials is `lbless_edge.credentials`'; following a collection is `lb
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -87,12 +88,18 @@ def named(path: str, name: str) -> str:
     return f"{path}/{quote(name, safe='')}"
 
 
-def connect(kubeconfig: str | None = None, *, read_timeout_seconds: float = READ_TIMEOUT_SECONDS) -> Api:
+def connect(
+    kubeconfig: str | None = None,
+    *,
+    read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
+    connections: int = POOL,
+) -> Api:
     """Read the credentials: `kubeconfig` (usually $KUBECONFIG), else the in-cluster account.
 
     Raises Fatal with one sentence where neither can be used; does not talk to the server yet.
     """
-    return Api(read_credentials(kubeconfig), read_timeout_seconds=read_timeout_seconds)
+    configuration = read_credentials(kubeconfig)
+    return Api(configuration, read_timeout_seconds=read_timeout_seconds, connections=connections)
 
 
 class Api:
@@ -103,12 +110,17 @@ class Api:
     """
 
     def __init__(
-        self, configuration: client.Configuration, *, read_timeout_seconds: float = READ_TIMEOUT_SECONDS
+        self,
+        configuration: client.Configuration,
+        *,
+        read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
+        connections: int = POOL,
     ) -> None:
+        """`connections`: how many are kept open while idle. More may be in use; they are closed after that."""
         # urllib3 would repeat a request three times by itself; who asks decides about that here.
         configuration.retries = False
         # The default follows the number of cores; a pool that is too small complains in the log.
-        configuration.connection_pool_maxsize = POOL
+        configuration.connection_pool_maxsize = connections
         self.server = str(configuration.host)
         self._read_timeout_seconds = read_timeout_seconds
         self._client = client.ApiClient(configuration)
@@ -225,6 +237,7 @@ class Api:
     ) -> urllib3.HTTPResponse:
         """Return the open response, its body unread, of a request that the server answered with 2xx."""
         read_timeout_seconds = read_timeout_seconds or self._read_timeout_seconds
+        began = time.monotonic()
         try:
             prepared = self._client.param_serialize(
                 method=method,
@@ -250,7 +263,8 @@ class Api:
             raise ApiError(
                 0,
                 f"The API server {self.server} cannot be reached: {_cause(error)}.",
-                timed_out=_is_time_out(error),
+                # A TLS handshake that is not answered looks the same, sooner: the server has no request then.
+                timed_out=_is_time_out(error) and time.monotonic() - began >= read_timeout_seconds,
             ) from error
         response: urllib3.HTTPResponse = answer.response
         if not 200 <= response.status < 300:

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Set
+from contextlib import AbstractContextManager, nullcontext
 from random import SystemRandom
 from typing import Protocol
 
@@ -21,6 +22,8 @@ from lbless_edge.patience import Patience
 WATCH_SECONDS = 300
 SHORT_WATCH_SECONDS = 1.0
 """A server that ends each watch at once, without an event, is to be asked more and more rarely."""
+WELL_SECONDS = 30.0
+"""A watch that was open for so long was well, also without an event: what ends it is another failure than the last."""
 
 _log = logging.getLogger("lbless.watch")
 _random = SystemRandom()
@@ -54,7 +57,9 @@ class ListWatch:
         page: int = PAGE,
         silence_seconds: float = WATCH_SILENCE_SECONDS,
         backoff: Backoff | None = None,
+        turn: AbstractContextManager[object] | None = None,
     ) -> None:
+        """`turn` is held during each LIST, so that of many ListWatches only a few do that at once."""
         self._api = api
         self._path = path
         self._listener = listener
@@ -62,7 +67,10 @@ class ListWatch:
         self._page = page
         self._silence_seconds = silence_seconds
         self._backoff = backoff or Backoff()
-        self._patience = Patience()
+        self._turn = turn or nullcontext()
+        self._lists_since: float | None = None
+        self._list_patience = Patience()
+        self._watch_patience = Patience()
         self._selectors = {}
         if field_selector:
             self._selectors["fieldSelector"] = field_selector
@@ -82,6 +90,12 @@ class ListWatch:
         """One sentence that says why nothing arrives, empty while all is well."""
         return self._waits_for
 
+    @property
+    def lists_for_seconds(self) -> float:
+        """How long a LIST has been under way, including the wait for its turn; 0 while there is none."""
+        since = self._lists_since
+        return 0.0 if since is None else time.monotonic() - since
+
     def run(self) -> None:
         """Follow the collection until the stop event is set; `cut` makes it see that at once."""
         while not self._stop.is_set():
@@ -92,7 +106,7 @@ class ListWatch:
                 self._known = dict.fromkeys(self._known, "")
             try:
                 if not self._version:
-                    self._list()
+                    self._list_in_turn()
                 if not self._is_interrupted():
                     self._follow()
             except ApiError as error:
@@ -110,14 +124,23 @@ class ListWatch:
             if self._watch is not None:
                 self._watch.cut()
 
+    def _list_in_turn(self) -> None:
+        self._lists_since = time.monotonic()
+        try:
+            with self._turn:
+                if not self._stop.is_set():  # the wait may have been long
+                    self._list()
+        finally:
+            self._lists_since = None
+
     def _list(self) -> None:
         present: set[str] = set()
         version = ""
         pages = self._api.list_pages(
-            self._path, limit=self._page, read_timeout_seconds=self._patience.seconds, **self._selectors
+            self._path, limit=self._page, read_timeout_seconds=self._list_patience.seconds, **self._selectors
         )
         try:
-            for objects, of_all_pages in self._patience.timed(pages):
+            for objects, of_all_pages in self._list_patience.timed(pages):
                 version = self.telling = of_all_pages
                 for obj in objects:
                     if self._stop.is_set():
@@ -125,7 +148,7 @@ class ListWatch:
                     present.add(self._tell(obj))
         except ApiError as error:
             if error.timed_out:
-                self._patience.ran_out(self._patience.seconds)
+                self._list_patience.ran_out(self._list_patience.seconds)
             self._wait_for(error)
             raise
         # Only now may absence mean deletion: every page has arrived.
@@ -136,6 +159,7 @@ class ListWatch:
 
     def _follow(self) -> None:
         """Watch until the server ends it; an ApiError says that something was wrong."""
+        asked_at = time.monotonic()
         try:
             watch = self._api.watch(
                 self._path,
@@ -143,16 +167,18 @@ class ListWatch:
                 # Not all clients at the same time again.
                 timeout_seconds=int(WATCH_SECONDS * _random.uniform(0.9, 1.1)),
                 silence_seconds=self._silence_seconds,
-                read_timeout_seconds=self._patience.seconds,
+                read_timeout_seconds=self._watch_patience.seconds,
                 **self._selectors,
             )
         except ApiError as error:
             if error.timed_out:
-                self._patience.ran_out(self._patience.seconds)
+                self._watch_patience.ran_out(self._watch_patience.seconds)
             self._wait_for(error)
             if error.status not in {0, 429}:
                 self._version = ""  # whatever it dislikes, a LIST starts from its own state
             raise
+        opened_at = time.monotonic()
+        self._watch_patience.answered(opened_at - asked_at)
         self._wait_for(None)
         with self._lock:
             self._watch = watch
@@ -170,6 +196,8 @@ class ListWatch:
             with self._lock:
                 self._watch = None
             watch.close()
+            if time.monotonic() - opened_at >= WELL_SECONDS:
+                self._backoff.succeeded()
 
     def _receive(self, watch: Watch) -> None:
         began, heard = time.monotonic(), False

@@ -98,7 +98,8 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Replace a file's content at once: a reader, also after a crash, sees the old or the new one.
 
     `durable` waits until the disk has it, so that it survives a power cut. Without, it still survives the
-    end of this process, and a slow disk delays nobody. Raises UnwritableError; the old content then stays.
+    end of this process, and a slow disk delays nobody. Raises UnwritableError; the old content then stays,
+    unless it was only the directory that could not be synced.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -133,11 +134,6 @@ def write_json(path: Path, value: object, *, durable: bool = True) -> None:
     """Replace a file by a JSON value, as `write_bytes` does."""
     content = json.dumps(value, separators=(",", ":")) + "\n"
     write_bytes(path, content.encode("ascii"), durable=durable)
-
-
-def write_word(path: Path, word: str, *, durable: bool = True) -> None:
-    """Replace a file by one word and a newline, as `write_bytes` does."""
-    write_bytes(path, f"{word}\n".encode("ascii"), durable=durable)
 
 
 def remove(path: Path, *, durable: bool = True) -> None:

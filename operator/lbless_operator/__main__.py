@@ -10,10 +10,8 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-
-from kubernetes import client
 
 from lbless_edge.credentials import read_credentials
 from lbless_edge.kube import connect
@@ -30,7 +28,7 @@ from lbless_edge.workers import Workers
 from lbless_operator import liveness
 from lbless_operator.events import Events
 from lbless_operator.facts import Kind
-from lbless_operator.followers import Followers, PacedApi
+from lbless_operator.followers import Followers
 from lbless_operator.leader import LEASE_SECONDS, Leader
 from lbless_operator.lister import Lister
 from lbless_operator.mailbox import Mailbox
@@ -77,9 +75,11 @@ class Operator:
         restraint = Restraint(_log)
         self._events = Events(self.api, identity, restraint, stop, self.leader.is_valid)
         credentials = partial(read_credentials, kubeconfig)
-        self._followers = Followers(
-            _following_api(credentials), self._mailbox, restraint, self._lister.list_again, stop
+        # A connection for each collection of workloads: none is closed when its watch begins anew.
+        following_api = connect(
+            kubeconfig, read_timeout_seconds=READ_TIMEOUT_SECONDS, connections=2 * MAX_NAMESPACES + 2
         )
+        self._followers = Followers(following_api, self._mailbox, restraint, self._lister.list_again, stop)
         self._writers = Writers(self.api, self.leader, self._mailbox)
         self.reconciler = Reconciler(
             state,
@@ -147,13 +147,6 @@ class Operator:
             "lbless_operator_view_age_seconds": self._lister.view_age_seconds,
             "lbless_operator_beat_age_seconds": clock() - self.reconciler.beat,
         }
-
-
-def _following_api(credentials: Callable[[], client.Configuration]) -> PacedApi:
-    """A connection for each collection of workloads: those that a pool has no place for are closed, with a warning."""
-    configuration = credentials()
-    configuration.connection_pool_maxsize = 2 * MAX_NAMESPACES + 2
-    return PacedApi(configuration, read_timeout_seconds=READ_TIMEOUT_SECONDS)
 
 
 def main() -> int:

@@ -62,6 +62,11 @@ class Agents:
         if self._renewals.pop(node, None):
             self._missing_since[node] = now
 
+    def unread(self, node: str, now: float) -> None:
+        """A Lease is there and cannot be read: whatever was known of it, its agent may be alive."""
+        self._missing_since.pop(node, None)
+        self._renewals[node] = _Renewal("", now, seen=False)
+
     def listed(self, began: float) -> None:
         """A complete LIST of the Leases, asked for at `began`, has been told by the other methods."""
         self._listed = max(self._listed, began)

@@ -72,10 +72,6 @@ class Claims:
                 concerned |= self._by_address.get(claim.address, set()) if claim else set()
         return concerned
 
-    def facts(self) -> Iterable[ClusterIPFact]:
-        """All ClusterIPs."""
-        return self._facts.values()
-
     def get(self, key: str) -> ClusterIPFact | None:
         """A ClusterIP, None if it is deleted."""
         return self._facts.get(key)

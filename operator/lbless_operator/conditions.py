@@ -20,6 +20,8 @@ class Type(StrEnum):
     PROGRAMMED = "Programmed"
     DEGRADED = "Degraded"
     CONFLICT = "Conflict"
+    SOURCE_MAC_UNSAFE = "SourceMACUnsafe"
+    """Only where it holds: a ClusterIP that does not ask for it has no such condition."""
 
 
 class State(StrEnum):
@@ -47,6 +49,8 @@ class Reason(StrEnum):
     PROGRAMMING = "Programming"
     PROGRAMMING_FAILED = "ProgrammingFailed"
     AGENT_SILENT = "AgentSilent"
+    SHARED_SOURCE_MAC = "SharedSourceMAC"
+    ENGINE_INCAPABLE = "EngineIncapable"
 
 
 BLOCKED = frozenset(
@@ -80,9 +84,11 @@ REASONS: Mapping[Type, frozenset[Reason]] = {
             Reason.PROGRAMMING,
             Reason.PROGRAMMING_FAILED,
             Reason.ADDRESS_IN_USE,
+            Reason.ENGINE_INCAPABLE,
         }
     ),
     Type.CONFLICT: frozenset({Reason.NO_CONFLICT, Reason.CONFLICT}),
+    Type.SOURCE_MAC_UNSAFE: frozenset({Reason.SHARED_SOURCE_MAC}),
 }
 
 

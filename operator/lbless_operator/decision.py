@@ -11,10 +11,12 @@ from itertools import chain
 
 from lbless_api import API_VERSION
 from lbless_api.buckets import BucketSet
+from lbless_api.clusterip import SourceMAC
+from lbless_api.mac import unicast_mac
 from lbless_operator.assignment import Assigned, assign, print_moves, print_shares
 from lbless_operator.conditions import Finding, Reason, State, Type, find, settle
 from lbless_operator.confirmations import Confirmation
-from lbless_operator.eligibility import Readiness, Standing, Verdict
+from lbless_operator.eligibility import Readiness, Standing, Verdict, explain_incapable
 from lbless_operator.facts import ClusterIPFact
 from lbless_operator.notices import Notice, NoticeReason, Subject
 from lbless_operator.phrases import name, name_nodes
@@ -26,6 +28,10 @@ PROGRAMMING_SECONDS = 10.0
 ALL_PORTS_OPEN = (
     "All ports are open: the nodes' own services (ssh, kubelet) answer on the address too; "
     "list the wanted ones in spec.ports."
+)
+SOURCE_MAC_MOVES = (
+    "a switch sees it move from port to port with the answers, and may log that, slow down, or block the ports. "
+    "Keep it only where the switch is known to allow it; else set spec.sourceMAC to Node."
 )
 NOT_DRAINED = "Established connections in moved buckets are not drained by this version."
 
@@ -128,7 +134,15 @@ def _find(
     else:
         message = "No older ClusterIP has the same address."
         conflict = Finding(Type.CONFLICT, State.FALSE, Reason.NO_CONFLICT, message)
-    return ready, is_assigned, programmed, degraded, conflict
+    return ready, is_assigned, programmed, degraded, conflict, *_find_unsafe(situation.fact)
+
+
+def _find_unsafe(fact: ClusterIPFact) -> tuple[Finding, ...]:
+    """What the object asks for and may regret."""
+    if fact.spec is None or fact.spec.source_mac is SourceMAC.NODE:
+        return ()
+    message = f"Every node answers with the Ethernet source {unicast_mac(fact.spec.mac)}: {SOURCE_MAC_MOVES}"
+    return (Finding(Type.SOURCE_MAC_UNSAFE, State.TRUE, Reason.SHARED_SOURCE_MAC, message),)
 
 
 def _find_programmed(progress: Progress, epoch: int) -> Finding:
@@ -152,6 +166,8 @@ def _find_degraded(
     situation: Situation, assigned: Assigned, progress: Progress, programmed: Finding, *, late: bool
 ) -> Finding:
     frozen = _frozen(situation, assigned)
+    incapable = "" if assigned.blocked else explain_incapable(situation.verdicts)
+    besides = f" {incapable}" if incapable else ""
     if situation.refusal and not assigned.blocked:
         message = f"{situation.refusal} It was assigned before that was known, and stays so."
         return Finding(Type.DEGRADED, State.TRUE, Reason.ADDRESS_IN_USE, message)
@@ -159,11 +175,13 @@ def _find_degraded(
         parts = (f"{node} keeps its {len(buckets)} buckets" for node, buckets in frozen.items())
         message = (
             f"The lbless agent is silent and cannot be told, but the node may be serving: {name(parts)}. "
-            f"Look after lbless's pod there, or delete the Node if it is gone."
+            f"Look after lbless's pod there, or delete the Node if it is gone.{besides}"
         )
         return Finding(Type.DEGRADED, State.TRUE, Reason.AGENT_SILENT, message)
     if progress.serving and (progress.failed or late):
-        return Finding(Type.DEGRADED, State.TRUE, programmed.reason, programmed.message)
+        return Finding(Type.DEGRADED, State.TRUE, programmed.reason, programmed.message + besides)
+    if incapable:
+        return Finding(Type.DEGRADED, State.TRUE, Reason.ENGINE_INCAPABLE, incapable)
     return Finding(Type.DEGRADED, State.FALSE, Reason.AS_PLANNED, "No node works otherwise than planned.")
 
 
@@ -238,8 +256,10 @@ _NOTEWORTHY: Mapping[tuple[Type, Reason], NoticeReason] = dict(
             (Type.READY, Reason.NO_ELIGIBLE_NODE): NoticeReason.NO_ELIGIBLE_NODE,
             (Type.CONFLICT, Reason.CONFLICT): NoticeReason.CONFLICT,
             (Type.DEGRADED, Reason.AGENT_SILENT): NoticeReason.AGENT_SILENT,
+            (Type.DEGRADED, Reason.ENGINE_INCAPABLE): NoticeReason.ENGINE_INCAPABLE,
             (Type.DEGRADED, Reason.ADDRESS_IN_USE): NoticeReason.REFUSED,
             (Type.PROGRAMMED, Reason.PROGRAMMING_FAILED): NoticeReason.PROGRAMMING_FAILED,
+            (Type.SOURCE_MAC_UNSAFE, Reason.SHARED_SOURCE_MAC): NoticeReason.SOURCE_MAC_UNSAFE,
         }.items(),
         (
             ((Type.READY, reason), NoticeReason.REFUSED)

@@ -6,17 +6,23 @@ Pure. A verdict is a node's standing and its cause; what follows for the assignm
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
 from lbless_api import EXCLUDE_LABEL
+from lbless_api.capabilities import demand, refusal
 from lbless_api.clusterip import PodWorkload, Spec, Weighting
 from lbless_api.fields import Invalid
 from lbless_api.interfaces import choose_interface
-from lbless_api.node import NodeStatus
+from lbless_api.node import EngineReport, NodeStatus, active_engine
 from lbless_operator.agents import Freshness
+from lbless_operator.conditions import shorten
 from lbless_operator.facts import DEFAULT_WEIGHT, NodeFact, parse_weight
+from lbless_operator.phrases import LISTED, name_nodes
+
+MAX_DETAIL = 300
+"""Characters of what a node says of its engine: many nodes may have as many things to say."""
 
 
 class Standing(Enum):
@@ -44,6 +50,7 @@ class Cause(StrEnum):
     AGENT_SILENT = "AgentSilent"
     NO_MATCHING_INTERFACE = "NoMatchingInterface"
     NO_CARRIER = "NoCarrier"
+    ENGINE_INCAPABLE = "EngineIncapable"
     NODE_NOT_READY = "NodeNotReady"
     NODE_DELETED = "NodeDeleted"
 
@@ -60,6 +67,7 @@ _DESCRIPTIONS = {
     Cause.AGENT_SILENT: (_HAS, "a silent lbless agent"),
     Cause.NO_MATCHING_INTERFACE: (_HAS, "no interface {interface}"),
     Cause.NO_CARRIER: (_HAS, "no carrier on the interface of {ip}"),
+    Cause.ENGINE_INCAPABLE: (_HAS, "no engine that can serve it"),
     Cause.NODE_NOT_READY: (_IS, "NotReady with a silent lbless agent"),
     Cause.NODE_DELETED: (_IS, "deleted"),
 }
@@ -88,6 +96,7 @@ class Verdict:
     """A node's standing. `weight` and `incarnation` are those of an eligible one.
 
     `selected`: the ClusterIP's nodeSelector matches it, so that it may stay named while it is gone.
+    `detail`: the cause in the words of its engine, where that is it.
     """
 
     node: str
@@ -96,6 +105,7 @@ class Verdict:
     weight: int = 0
     incarnation: int = 0
     selected: bool = False
+    detail: str = ""
 
 
 def judge(spec: Spec, candidate: Candidate, readiness: Readiness, *, named: bool) -> Verdict:
@@ -111,11 +121,15 @@ def judge(spec: Spec, candidate: Candidate, readiness: Readiness, *, named: bool
     if spec.workload and spec.weighting is Weighting.READY_PODS:
         weight *= readiness.ready.get(node.name, 0)
     cause, incarnation = _find_cause(spec, node, candidate.report, readiness)
-    if cause is None:
-        return Verdict(node.name, Standing.ELIGIBLE, None, weight, incarnation, selected)
     # A fresh agent that has said nothing yet will: until then it keeps what it has, as after its restart.
     standing = Standing.PINNED if cause is Cause.NO_AGENT and named else Standing.OUT
-    return Verdict(node.name, standing, cause, selected=selected)
+    detail = ""
+    if cause in {None, Cause.NO_AGENT} and candidate.report:
+        detail = _incapability(spec, candidate.report.engines)
+        cause = Cause.ENGINE_INCAPABLE if detail else cause
+    if cause is None:
+        return Verdict(node.name, Standing.ELIGIBLE, None, weight, incarnation, selected)
+    return Verdict(node.name, standing, cause, selected=selected, detail=detail)
 
 
 def _judge_unheard(
@@ -135,7 +149,7 @@ def _judge_unheard(
 def _find_cause(
     spec: Spec, node: NodeFact, report: NodeStatus | None, readiness: Readiness
 ) -> tuple[Cause | None, int]:
-    """Why a node that can be told is out, else None and the incarnation of its interface.
+    """Why a node that can be told is out, but for its engine, else None and its interface's incarnation.
 
     What a person did comes first, then the workload, then what the agent reports. A cordoned node
     (spec.unschedulable) is not a dead node: it keeps its share until it is drained or fails.
@@ -149,6 +163,7 @@ def _find_cause(
         Cause.TAINTED: bool(node.no_execute),
         Cause.NO_READY_POD: unready and isinstance(spec.workload, PodWorkload),
         Cause.NO_READY_ENDPOINT: unready and not isinstance(spec.workload, PodWorkload),
+        # One whose engine fails so that it cannot run says no more than that: it cannot let go of anything.
         Cause.NO_AGENT: report is None or not report.interfaces,
     }
     cause = next((cause for cause, holds in by_hand.items() if holds), None)
@@ -161,6 +176,17 @@ def _find_cause(
     if not interface.carrier:
         return Cause.NO_CARRIER, 0
     return None, interface.incarnation
+
+
+def _incapability(spec: Spec, engines: Iterable[EngineReport]) -> str:
+    """Why a node's engine cannot serve the ClusterIP, in one sentence; empty where it can, or has not said."""
+    engine = active_engine(engines)
+    if engine is None:
+        return ""
+    if not engine.available:
+        why = shorten(engine.message.rstrip("."), MAX_DETAIL) or "its agent does not say why"
+        return f"the {engine.name} engine does not work there: {why}."
+    return refusal(engine.name, engine.capabilities, demand(spec)) or ""
 
 
 def _is_selected(spec: Spec, node: NodeFact) -> bool:
@@ -184,39 +210,74 @@ def describe(cause: Cause, spec: Spec, *, plural: bool = False) -> str:
     return f"{verbs[plural]} {filled}"
 
 
-def explain_none(spec: Spec, verdicts: Iterable[Verdict], readiness: Readiness, namespace: str) -> str:
+def explain_incapable(verdicts: Iterable[Verdict]) -> str:
+    """Why nodes are left out for their engine, one sentence for all with the same; empty if none is.
+
+    "Nodes n3 and n4: the iptables engine cannot do 256 buckets: use 1 to 16."
+    """
+    alike: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        if verdict.cause is Cause.ENGINE_INCAPABLE:
+            alike.setdefault(verdict.detail, []).append(verdict.node)
+    said = [f"N{name_nodes(nodes)[1:]}: {detail}" for detail, nodes in alike.items()]
+    rest = sum(len(nodes) for nodes in list(alike.values())[LISTED:])
+    return " ".join(
+        [*said[:LISTED], *([f"{rest} more nodes have other troubles of that kind."] if rest else [])]
+    )
+
+
+def explain_none(spec: Spec, verdicts: Collection[Verdict], readiness: Readiness, namespace: str) -> str:
     """One sentence why no node is eligible."""
     causes = Counter(v.cause for v in verdicts if v.cause and v.cause is not Cause.NODE_DELETED)
     total = causes.total()
     if not total:
         return "The cluster has no nodes."
     nodes = f"{total} node{'' if total == 1 else 's'}"
-    if causes[Cause.NOT_SELECTED] == total:
-        return (
-            f"No node matches spec.nodeSelector {_print(spec.node_selector)} (of {nodes}): "
-            f"label the nodes, or correct the selector."
-        )
+    if len(causes) == 1 and (sentence := _explain_all(next(iter(causes)), spec, nodes)):
+        return sentence
     if (
         spec.workload
         and not readiness.exists
         and causes.keys() & {Cause.NO_READY_POD, Cause.NO_READY_ENDPOINT}
     ):
-        if isinstance(spec.workload, PodWorkload):
-            return (
-                f"No pod in namespace {namespace} matches spec.workload.podSelector {_workload_name(spec)}: "
-                f"create the pods, or correct the selector."
-            )
-        return (
-            f"Service {spec.workload.name} of spec.workload.serviceRef has no EndpointSlice in namespace "
-            f"{namespace}: create the Service, or correct the name."
-        )
+        return _explain_workload(spec, namespace)
     reasons = [
         f"{count} {describe(cause, spec, plural=count > 1)}"
         for cause, count in sorted(causes.items(), key=lambda item: (-item[1], item[0]))
     ]
+    incapable = explain_incapable(verdicts)
+    if incapable:
+        incapable = f" {incapable}"
     if len(reasons) == 1 and total == 1:
-        return f"No node is eligible: the only one {reasons[0].removeprefix('1 ')}."
-    return f"No node is eligible, of {nodes}: {', '.join(reasons)}."
+        return f"No node is eligible: the only one {reasons[0].removeprefix('1 ')}.{incapable}"
+    return f"No node is eligible, of {nodes}: {', '.join(reasons)}.{incapable}"
+
+
+def _explain_all(cause: Cause, spec: Spec, nodes: str) -> str:
+    """What to do where all nodes are out for one cause; empty where that says nothing more."""
+    if cause is Cause.NOT_SELECTED:
+        return (
+            f"No node matches spec.nodeSelector {_print(spec.node_selector)} (of {nodes}): "
+            f"label the nodes, or correct the selector."
+        )
+    if cause is Cause.NO_MATCHING_INTERFACE:
+        wanted = describe(cause, spec).removeprefix("has no ")
+        mend = "correct them" if spec.interfaces else "use an address of the nodes' own subnet"
+        return f"No node has an {wanted} (of {nodes}): {mend}."
+    return ""
+
+
+def _explain_workload(spec: Spec, namespace: str) -> str:
+    """What to do where there is no pod and no endpoint at all."""
+    if isinstance(spec.workload, PodWorkload):
+        return (
+            f"No pod in namespace {namespace} matches spec.workload.podSelector {_workload_name(spec)}: "
+            f"create the pods, or correct the selector."
+        )
+    return (
+        f"Service {_workload_name(spec)} of spec.workload.serviceRef has no EndpointSlice in namespace "
+        f"{namespace}: create the Service, or correct the name."
+    )
 
 
 def _workload(spec: Spec) -> str:

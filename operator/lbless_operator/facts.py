@@ -169,6 +169,13 @@ def parse(kind: Kind, obj: object, *, deleted: bool = False) -> Seen:
     )
 
 
+def key_of(obj: object) -> str:
+    """The key of an object that may not be read otherwise; raises Invalid where not even its name can be."""
+    whole = mapping(obj, "object")
+    namespace = text(_metadata(whole).get("namespace", ""), "metadata.namespace")
+    return f"{namespace}/{_name(whole)}" if namespace else _name(whole)
+
+
 def parse_weight(annotation: str | None) -> int | None:
     """A Node's weight: the default without the annotation, None if that is not an integer 0 – 1000."""
     if annotation is None:
@@ -176,6 +183,11 @@ def parse_weight(annotation: str | None) -> int | None:
     if not _WEIGHT.fullmatch(annotation) or int(annotation) > MAX_WEIGHT:
         return None
     return int(annotation)
+
+
+def node_of_lease(name: str) -> str:
+    """The node whose agent has the Lease of this name, empty if it is no agent's."""
+    return name.removeprefix(AGENT_LEASE_PREFIX) if name.startswith(AGENT_LEASE_PREFIX) else ""
 
 
 def renewal_time(renewed: str) -> datetime | None:
@@ -228,11 +240,11 @@ def _agent(whole: Mapping[str, object]) -> AgentFact:
 
 
 def _lease(whole: Mapping[str, object]) -> LeaseFact | None:
-    name = _name(whole)
-    if not name.startswith(AGENT_LEASE_PREFIX):
+    node = node_of_lease(_name(whole))
+    if not node:
         return None
     renewed = _part(whole, "spec").get("renewTime") or ""
-    return LeaseFact(name.removeprefix(AGENT_LEASE_PREFIX), text(renewed, "spec.renewTime"))
+    return LeaseFact(node, text(renewed, "spec.renewTime"))
 
 
 def _service_range(whole: Mapping[str, object]) -> RangeFact:

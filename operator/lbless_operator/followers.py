@@ -9,12 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Set
+from collections.abc import Callable, Collection, Mapping, Set
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
-from typing import Any
-
-from kubernetes import client
 
 from lbless_api.fields import Invalid
 from lbless_edge.kube import Api, Object, in_namespace
@@ -22,38 +20,24 @@ from lbless_edge.listwatch import ListWatch
 from lbless_operator.facts import Kind, Scope, Seen, parse
 from lbless_operator.interest import Interest
 from lbless_operator.mailbox import Mailbox
+from lbless_operator.phrases import name
 from lbless_operator.restraint import Restraint
 from lbless_operator.sources import SOURCES
 from lbless_operator.workloads import FOLLOWED
 
 PAGE = 100
 """A page of pods is about half a MiB of JSON, and ten times that for a moment while it is read."""
-PAGES_AT_ONCE = 2
+LISTS_AT_ONCE = 2
+"""All may want to LIST at the same time, and each keeps a page meanwhile."""
 JOIN_SECONDS = 2.0
 LOOK_SECONDS = 1.0
+SAY_SECONDS = 3.0
+"""A LIST that is waited for longer is worth a line in the log."""
+MAX_NAMES = 8
 RELIST_SECONDS = 60.0
 """What cannot be watched is listed so often."""
 
 _log = logging.getLogger("lbless.operator")
-
-
-class PacedApi(Api):
-    """An Api for many threads that may all LIST at the same time: a few pages at most are in memory at once."""
-
-    def __init__(self, configuration: client.Configuration, *, read_timeout_seconds: float) -> None:
-        super().__init__(configuration, read_timeout_seconds=read_timeout_seconds)
-        self._turns = threading.BoundedSemaphore(PAGES_AT_ONCE)
-
-    def list_pages(self, path: str, **query: Any) -> Iterator[tuple[list[Object], str]]:
-        """LIST in pages, as `Api` does. A page is not kept: its turn ends when the next is asked for."""
-        pages = super().list_pages(path, **query)
-        while True:
-            with self._turns:
-                page = next(pages, None)
-                if page is None:
-                    return
-                yield page
-                del page
 
 
 class Follower:
@@ -66,8 +50,12 @@ class Follower:
         mailbox: Mailbox,
         restraint: Restraint,
         listed: Callable[[Kind, str], None],
+        turn: AbstractContextManager[object],
     ) -> None:
-        """`listed` is called when deletions are told from now on: what was deleted before, nobody tells."""
+        """`listed` is called when deletions are told from now on: what was deleted before, nobody tells.
+
+        `turn` is held during each LIST.
+        """
         self.interest: Interest = scope.interest
         self.failure: BaseException | None = None
         self._kind = scope.kind
@@ -87,6 +75,7 @@ class Follower:
             field_selector=source.field_selector,
             label_selector=source.label_selector,
             page=PAGE,
+            turn=turn,
         )
         name = f"follower-{scope.kind.lower()}-{scope.namespace or 'all'}"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -96,9 +85,15 @@ class Follower:
         """One sentence that says why nothing is told, empty while all is well."""
         return self._list_watch.waits_for
 
+    @property
+    def is_late(self) -> bool:
+        """Whether a LIST of it is waited for, without an error, for so long that it should be said."""
+        return not self.waits_for and self._list_watch.lists_for_seconds > SAY_SECONDS
+
     def start(self) -> None:
-        """Begin."""
-        self._thread.start()
+        """Begin, unless it has."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def end(self) -> None:
         """Let it end soon; it tells nothing more."""
@@ -107,7 +102,8 @@ class Follower:
 
     def join(self, timeout_seconds: float) -> None:
         """Wait for its thread."""
-        self._thread.join(timeout_seconds)
+        if self._thread.ident is not None:
+            self._thread.join(timeout_seconds)
 
     def changed(self, obj: Object) -> None:
         """For the ListWatch."""
@@ -168,6 +164,7 @@ class Followers:
         self._restraint = restraint
         self._listed = listed
         self._stop = stop
+        self._turns = threading.BoundedSemaphore(LISTS_AT_ONCE)
         self._followers: dict[tuple[Kind, str], Follower] = {}
         self._changed = threading.Event()
         self._lock = threading.Lock()
@@ -175,7 +172,8 @@ class Followers:
     def follow(self, scopes: Collection[Scope]) -> frozenset[tuple[Kind, str]]:
         """Follow the collections of workloads among these and no others; return those that are new.
 
-        When it returns, the others are told by their interests now: a LIST that begins later misses nothing.
+        When it returns, the others are told by their interests now: a LIST that begins later misses nothing. The
+        new ones begin with `start`, for who is to hear that they have listed must know of them first.
         """
         wanted = {(scope.kind, scope.namespace): scope for scope in scopes if scope.kind in FOLLOWED}
         with self._lock:
@@ -189,10 +187,17 @@ class Followers:
                 if follower:
                     follower.interest = scope.interest
                 else:
-                    follower = Follower(self._api, scope, self._mailbox, self._restraint, self._listed)
+                    follower = Follower(
+                        self._api, scope, self._mailbox, self._restraint, self._listed, self._turns
+                    )
                     self._followers[place] = follower
-                    follower.start()
         return frozenset(new)
+
+    def start(self) -> None:
+        """Let those begin that are new."""
+        with self._lock:
+            for follower in self._followers.values():
+                follower.start()
 
     def run(self) -> None:
         """Watch over the followers until the stop event is set; raises what one of them failed with."""
@@ -205,18 +210,31 @@ class Followers:
                 if follower.failure is not None:
                     raise follower.failure
             waiting = {place: one.waits_for for place, one in followers.items() if one.waits_for}
-            for sentence in set(waiting.values()) - said:
-                self._restraint.log(
-                    logging.WARNING, "watch", f"Pods or endpoints are not followed: {sentence}"
-                )
-            if said and not waiting:
-                _log.info("Pods and endpoints are followed again.")
-            said = set(waiting.values())
+            said = self._say({place for place, one in followers.items() if one.is_late}, waiting, said)
             # Whatever keeps them from watching, a LIST may work.
             if waiting and time.monotonic() >= list_at:
                 list_at = time.monotonic() + RELIST_SECONDS
                 for place in waiting:
                     self._listed(*place)
+
+    def _say(
+        self, late: Set[tuple[Kind, str]], waiting: Mapping[tuple[Kind, str], str], said: Set[str]
+    ) -> set[str]:
+        """Log what keeps some from following, unless it was `said` already; return what has been said by now."""
+        causes = {sentence: sentence for sentence in waiting.values()}
+        if late:
+            # One cause, however many are left.
+            causes["late"] = (
+                f"LISTs of {_names(late)} have taken {SAY_SECONDS:.0f} s or more on {self._api.server}, "
+                "or wait for one that does."
+            )
+        for cause in causes.keys() - said:
+            self._restraint.log(
+                logging.WARNING, "watch", f"Pods or endpoints are not followed: {causes[cause]}"
+            )
+        if said and not causes:
+            _log.info("Pods and endpoints are followed again.")
+        return set(causes)
 
     def close(self) -> None:
         """End all of them, after setting the stop event."""
@@ -227,3 +245,11 @@ class Followers:
             follower.end()
         for follower in followers:
             follower.join(JOIN_SECONDS / len(followers))
+
+
+def _names(places: Set[tuple[Kind, str]]) -> str:
+    plurals = {kind: SOURCES[kind].resource[2] for kind in FOLLOWED}
+    return name(
+        (plurals[kind] + (f" in {namespace}" if namespace else "") for kind, namespace in sorted(places)),
+        MAX_NAMES,
+    )

@@ -78,13 +78,18 @@ class Mailbox:
             self._arrived.notify()
 
     def take(self, timeout_seconds: float) -> list[News]:
-        """Return all news, after waiting up to `timeout_seconds` for the first; empty if none came."""
+        """Return all news, after waiting up to `timeout_seconds` for the first; empty if none came.
+
+        Where others may follow soon, it waits for those as well, but never longer than that.
+        """
+        timeout_seconds = max(0.0, timeout_seconds)
         with self._arrived:
             if not (self._seen or self._written or self._listings or self._round or self._closed):
-                self._arrived.wait(max(0.0, timeout_seconds))
+                self._arrived.wait(timeout_seconds)
             if not self._hurry and not self._closed and self._seen:
                 self._gathering = True
-                self._arrived.wait_for(lambda: self._hurry or self._closed, GATHER_SECONDS)
+                gather_seconds = min(GATHER_SECONDS, timeout_seconds)
+                self._arrived.wait_for(lambda: self._hurry or self._closed, gather_seconds)
                 self._gathering = False
             self._hurry = False
             # A round counts only after all that it has listed.

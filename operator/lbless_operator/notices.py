@@ -31,8 +31,10 @@ class NoticeReason(StrEnum):
     WITHDRAWN = "Withdrawn"
     REFUSED = "Refused"
     AGENT_SILENT = "AgentSilent"
+    ENGINE_INCAPABLE = "EngineIncapable"
     PROGRAMMING_FAILED = "ProgrammingFailed"
     ALL_PORTS_OPEN = "AllPortsOpen"
+    SOURCE_MAC_UNSAFE = "SourceMACUnsafe"
     INVALID_WEIGHT = "InvalidWeight"
 
 

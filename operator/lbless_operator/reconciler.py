@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from lbless_edge.backoff import Backoff
 from lbless_edge.kube import ApiError
+from lbless_operator.agenda import ROUND_SECONDS
 from lbless_operator.complaints import Complaints
 from lbless_operator.decision import Decision, decide
 from lbless_operator.events import Events
@@ -20,7 +21,7 @@ from lbless_operator.facts import Kind, Seen
 from lbless_operator.followers import Followers
 from lbless_operator.keyqueue import FEW, KeyQueue
 from lbless_operator.leader import Leader, NotLeading
-from lbless_operator.lister import ROUND_SECONDS, Lister
+from lbless_operator.lister import Lister
 from lbless_operator.mailbox import Mailbox, News, RoundDone, Written
 from lbless_operator.restraint import Restraint
 from lbless_operator.state import Clock, Listing, State
@@ -32,7 +33,8 @@ CONFIRM_SECONDS = 0.2
 FOLLOW_SECONDS = 1.0
 """What is followed changes at most so often: a new selector has its namespace listed anew."""
 BLIND_SECONDS = 3 * ROUND_SECONDS
-"""Without a complete round of LISTs for so long, what is known is too old to decide on."""
+"""Without a complete round of LISTs for so long, what is known is too old to decide on. Of a workload that was to be
+listed so long ago, that is so for the ClusterIPs that have it."""
 DEFECT_SECONDS = 30.0
 
 _log = logging.getLogger("lbless.operator")
@@ -164,17 +166,20 @@ class Reconciler:
         new = self._followers.follow(scopes)
         self._state.follow(now)
         self._lister.follow(scopes, new)
+        self._followers.start()
 
     def _tick(self) -> None:
         now = self._clock()
         if not self._leader.is_valid():
             self._blind_since = now
+            self._state.doubt(self._state.scopes(), now)
         if now < self._next_tick:
             return
         self._next_tick = now + TICK_SECONDS
         self._restraint.summarise()
         concerned, unsure = self._state.tick(now)
         self._look_at(concerned)
+        self._state.doubt(self._lister.overdue(BLIND_SECONDS), now - BLIND_SECONDS)
         if unsure or self._round < self._blind_since:
             self._lister.request_round()
 

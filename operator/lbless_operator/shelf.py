@@ -48,13 +48,16 @@ class Shelf:
         """
         return self._keep(seen) if seen.version > self._version(seen) else None
 
-    def replace(self, namespace: str, version: int, listed: Iterable[Seen]) -> list[Change]:
+    def replace(
+        self, namespace: str, version: int, listed: Iterable[Seen], unread: Iterable[str] = ()
+    ) -> list[Change]:
         """Take in a complete LIST at a version, of one namespace or (empty) of all; return what it changes.
 
         Deletions that no event told are made up, at its version. What it shows was there at its version: only
-        what is known to have been deleted since stays away.
+        what is known to have been deleted since stays away. The objects with the keys `unread` are there too, and
+        stay as they are known.
         """
-        changes, present = [], set()
+        changes, present = [], set(unread)
         for seen in listed:
             present.add(seen.key)
             kept = self._kept.get(seen.key)
@@ -78,6 +81,11 @@ class Shelf:
         self._listed.pop(namespace, None)
         self._kept = {
             key: seen for key, seen in self._kept.items() if namespace and seen.namespace != namespace
+        }
+        self._deleted = {
+            key: version
+            for key, version in self._deleted.items()
+            if namespace and key.partition("/")[0] != namespace
         }
 
     def _version(self, seen: Seen) -> int:

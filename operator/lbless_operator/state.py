@@ -6,7 +6,7 @@ ClusterIPs to look at again, and what is known of one of them as a `Situation`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from lbless_api.node import NodeStatus
@@ -28,6 +28,7 @@ from lbless_operator.facts import (
     Scope,
     Seen,
     SliceFact,
+    node_of_lease,
     renewal_time,
 )
 from lbless_operator.interest import Asked
@@ -37,12 +38,16 @@ from lbless_operator.workloads import FOLLOWED, Workloads
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A completed LIST of a scope, asked for at `began`; `version` is the resource version of the whole."""
+    """A completed LIST of a scope, asked for at `began`; `version` is the resource version of the whole.
+
+    `unread` are the keys of what it has shown, and nobody could read.
+    """
 
     scope: Scope
     began: float
     version: int
     objects: tuple[Seen, ...]
+    unread: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +133,13 @@ class State:
         asked = self._workloads.asked_by(key)
         return asked is not None and asked not in self._covered
 
+    def doubt(self, scopes: Iterable[Scope], since: float) -> None:
+        """What is known of these is too old: who asks for it awaits a LIST that began at `since` or later."""
+        for asked in (asked for scope in scopes for asked in scope.interest.asked):
+            if asked in self._asked_at:
+                self._asked_at[asked] = max(since, self._asked_at[asked])
+                self._covered.discard(asked)
+
     def learn(self, seen: Seen, clock: Clock) -> set[str]:
         """Take in an event; return the ClusterIPs that it concerns."""
         if not self._follows(seen.kind, seen.namespace):
@@ -136,19 +148,29 @@ class State:
         return self._consequences[seen.kind](change, clock) if change else set()
 
     def learn_listing(self, listing: Listing, clock: Clock) -> set[str]:
-        """Take in a completed LIST; return the ClusterIPs that its news concern."""
+        """Take in a completed LIST; return the ClusterIPs that its news concern.
+
+        An object that cannot be read stays as it is known, so that nobody is robbed for it. Where nothing is known
+        of it: an agent whose Lease it is may be alive; on a Node or a range nothing can be decided, and on a pod or
+        EndpointSlice nothing about who has a workload in its namespace, until it was listed once without such; a
+        ClusterIP or a report is not there.
+        """
         scope = listing.scope
         concerned: set[str] = set()
         if not self._follows(scope.kind, scope.namespace):
             return concerned
-        for change in self._shelves[scope.kind].replace(scope.namespace, listing.version, listing.objects):
+        shelf = self._shelves[scope.kind]
+        for change in shelf.replace(scope.namespace, listing.version, listing.objects, listing.unread):
             concerned |= self._consequences[scope.kind](change, clock)
+        unknown = {key for key in listing.unread if shelf.get(key) is None}
         if scope.kind in FOLLOWED:
-            concerned |= self._cover(scope, listing.began)
-        else:
+            concerned |= self._cover(scope, listing.began, {key.partition("/")[0] for key in unknown})
+        elif not unknown or scope.kind not in {Kind.NODE, Kind.SERVICE_RANGE}:
             self._listed.add(scope)
         if scope.kind is Kind.LEASE:
             self._agents.listed(listing.began)
+            for node in filter(None, (node_of_lease(key.rpartition("/")[2]) for key in listing.unread)):
+                self._agents.unread(node, clock.now)
         return concerned
 
     def tick(self, now: float) -> tuple[set[str], bool]:
@@ -201,9 +223,13 @@ class State:
         """Whether it is asked for; news may be on their way still when it is no longer."""
         return kind not in FOLLOWED or bool({(kind, namespace), (kind, "")} & self._places)
 
-    def _cover(self, scope: Scope, began: float) -> set[str]:
-        """Count as known what a LIST has shown that began after it was asked for; return who waited for it."""
-        new = {asked for asked in scope.interest.asked if self._asked_at.get(asked, began + 1) <= began}
+    def _cover(self, scope: Scope, began: float, unknown: Set[str]) -> set[str]:
+        """Count as known what a LIST has shown that began after it was asked for; return who waited for it.
+
+        But nothing in the namespaces `unknown`.
+        """
+        wanted = (asked for asked in scope.interest.asked if asked[0] not in unknown)
+        new = {asked for asked in wanted if self._asked_at.get(asked, began + 1) <= began}
         new -= self._covered
         self._covered |= new
         return self._workloads.asking(new)
@@ -232,7 +258,7 @@ class State:
         if report == before:
             return set()
         concerned = self._claims.keys_of(self.confirmations.report(change.seen.name, report))
-        if (report.interfaces if report else None) != (before.interfaces if before else None):
+        if _decisive(report) != _decisive(before):
             self._candidates = self._taken = None
             concerned |= self.keys
         return concerned
@@ -289,3 +315,8 @@ class State:
 
     def _node_names(self) -> frozenset[str]:
         return frozenset(self._shelves[Kind.NODE]) | frozenset(self._shelves[Kind.AGENT])
+
+
+def _decisive(report: NodeStatus | None) -> tuple[object, ...]:
+    """What of a report decides about every ClusterIP; all else is about some."""
+    return (report.interfaces, report.engines) if report else ()

@@ -78,7 +78,9 @@ class Watches:
             began = self._clock()
             try:
                 asyncio.run(self._watch())
-            except Exception as error:  # noqa: BLE001 - whatever ends kopf, LISTs go on and it is started again
+            # Whatever ends kopf, LISTs go on and it is started again. A cancellation is no Exception, and would end
+            # this thread without a word.
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
                 said.warn(f"Watches failed and begin anew: {_describe(error)}")
             since = self._clock()
             if since - began > WELL_SECONDS:

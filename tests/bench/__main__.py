@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bench import dataplane, latency, planner, record, sync, the_operator
+from bench import dataplane, latency, packets, planner, record, sync, the_operator
 from bench.measure import Row, noise
 from lab.errors import LabError
 
 CASES: dict[str, Callable[[], Iterable[Row]]] = {
     "planner": planner.rows,
     "dataplane": dataplane.rows,
+    "packets": packets.rows,
     "sync": sync.rows,
     "operator": the_operator.rows,
     "latency": latency.rows,

@@ -111,14 +111,7 @@ def _make_clusterip(control_plane: ControlPlane, number: int) -> None:
         control_plane.write_endpointslice(ASKED_FOR[number % len(ASKED_FOR)], name, name, endpoints)
     else:
         name = f"plain-{number}"
-    path = f"/apis/lbless.dev/v1alpha1/namespaces/{ASKED_FOR[number % len(ASKED_FOR)]}/clusterips"
-    body = {
-        "apiVersion": "lbless.dev/v1alpha1",
-        "kind": "ClusterIP",
-        "metadata": {"name": name},
-        "spec": spec,
-    }
-    control_plane.api("POST", path, body)
+    control_plane.make_clusterip(name, spec, ASKED_FOR[number % len(ASKED_FOR)])
 
 
 def _pod(name: str, app: str, node: str) -> dict[str, Any]:

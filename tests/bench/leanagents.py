@@ -13,12 +13,12 @@ from typing import Any
 
 from bench.bigcluster import THREADS, node_address, node_name
 from lab.controlplane import ControlPlane
+from lab.installation import LEASES
 from lab.rest import APPLY_PATCH, ApiError
 from lbless_api.digest import applied_digest
 from lbless_edge.kube import CLUSTERIPNODES, CLUSTERIPS, connect
 from lbless_edge.listwatch import ListWatch
 
-LEASES = "/apis/coordination.k8s.io/v1/namespaces/lbless-system/leases"
 RENEW_SECONDS = 10
 BURST_SECONDS = 0.1
 """Nodes program what came within so long together, and report once."""

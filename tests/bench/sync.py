@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bench.measure import Row
-from cluster.conftest import install_crds
-from cluster.syncing import ACCOUNT, CLUSTERIPNODES, CLUSTERIPS, NAMESPACE, RBAC, SyncedNode, wait_for
+from cluster.syncing import ACCOUNT, CLUSTERIPNODES, CLUSTERIPS, SyncedNode, repeating, wait_for
 from lab import claim
 from lab.controlplane import ControlPlane
 from lab.errors import LabError
+from lab.installation import NAMESPACE, RBAC, install_crds
 from lab.lan import Lan
 from lab.progress import Silence
 from lbless_api.node import EngineReport, Outstanding
@@ -52,23 +50,6 @@ class _Dataplane:
         )
         files.write_json(self._path, render_observed(observed), durable=False)
 
-    @contextmanager
-    def speaking(self) -> Iterator[None]:
-        """While this lasts it reports."""
-        done = threading.Event()
-
-        def speak() -> None:
-            while not done.wait(REPORT_SECONDS):
-                self.report()
-
-        thread = threading.Thread(target=speak, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-
 
 def rows() -> Iterator[Row]:
     """Measure memory, idle cost, the way of a change from the API to its file, and the report's size."""
@@ -88,7 +69,7 @@ def rows() -> Iterator[Row]:
             files.make_directory(node.state)
             dataplane = _Dataplane(node.state, [obj["metadata"]["uid"] for obj in made])
             dataplane.report()
-            with dataplane.speaking():
+            with repeating(dataplane.report, REPORT_SECONDS):
                 node.start()
                 yield from _measured(plane, node, dataplane)
 
@@ -100,7 +81,7 @@ def _measured(plane: ControlPlane, node: SyncedNode, dataplane: _Dataplane) -> I
     cpu, requests, memory = [], [], []
     for _ in range(3):
         former, began, spent = len(_requests(plane)), time.monotonic(), node.cpu_seconds()
-        time.sleep(IDLE_SECONDS)
+        time.sleep(IDLE_SECONDS)  # the span that is measured
         seconds = time.monotonic() - began
         cpu.append(100 * (node.cpu_seconds() - spent) / seconds)
         requests.append((len(_requests(plane)) - former) / seconds)
@@ -125,13 +106,7 @@ def _measured(plane: ControlPlane, node: SyncedNode, dataplane: _Dataplane) -> I
 def _create(plane: ControlPlane, number: int) -> dict[str, Any]:
     """A ClusterIP that is spread over all nodes."""
     name = f"web-{number:04}"
-    body = {
-        "apiVersion": "lbless.dev/v1alpha1",
-        "kind": "ClusterIP",
-        "metadata": {"name": name},
-        "spec": {"ip": f"10.80.{16 + number // 250}.{1 + number % 250}"},
-    }
-    made = plane.api("POST", CLUSTERIPS, body)
+    made = plane.make_clusterip(name, {"ip": f"10.80.{16 + number // 250}.{1 + number % 250}"})
     _assign(plane, name, 1)
     return made
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from bench.bigcluster import CLUSTERIPS, NODES, PODS, Selected, fill
 from bench.leanagents import LeanAgents
 from bench.measure import Row
-from cluster.conftest import install_crds
-from cluster.operatorworld import RBAC, Operator, end
+from cluster.operatorworld import Operator, end
 from lab import claim
 from lab.controlplane import ControlPlane
 from lab.errors import LabError
+from lab.installation import RBAC, install_crds
 from lab.lan import Lan
 from lab.progress import Silence
 
@@ -75,7 +75,7 @@ def _measure(
     second.await_quiet()
 
     requests, cpu = _requests(control_plane), second.cpu_seconds()
-    time.sleep(IDLE_SECONDS)
+    time.sleep(IDLE_SECONDS)  # the span that is measured
     idle = (second.cpu_seconds() - cpu) / IDLE_SECONDS
     yield Row(
         "operator: idle, API requests", "1/s", 1, ((_requests(control_plane) - requests) / IDLE_SECONDS,)
@@ -111,7 +111,7 @@ def _change_a_pod(
         f"{key} to be programmed anew",
         lambda: agents.epoch(key) == epoch + 1 and agents.is_programmed(key),
     )
-    time.sleep(QUIET_SECONDS)  # what its own writes bring back to it
+    time.sleep(QUIET_SECONDS)  # a span: what its own writes bring back to it counts
     return (operator.cpu_seconds() - cpu - idle * (time.monotonic() - began)) * 1000
 
 

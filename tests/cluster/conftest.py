@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.operatorworld import RBAC, Agents, Operator, World
+from cluster.operatorworld import Agents, Operator, World
+from cluster.scene import Scene, at_work
 from lab import claim
 from lab.controlplane import ControlPlane
-from lab.errors import LabError
+from lab.installation import RBAC, install_crds
 from lab.lan import Lan
 from lab.progress import Silence
-
-CRDS = Path(__file__).parents[2] / "crds"
 
 
 @pytest.fixture(scope="session")
@@ -30,21 +29,6 @@ def control_plane(bare_control_plane: ControlPlane) -> ControlPlane:
     """The same with lbless's CRDs, served."""
     install_crds(bare_control_plane)
     return bare_control_plane
-
-
-def install_crds(control_plane: ControlPlane) -> None:
-    """Apply the CRDs and wait until the API server serves them."""
-    control_plane.apply(CRDS)
-
-    def served() -> bool:
-        try:
-            for plural in ("clusterips", "clusteripnodes"):
-                control_plane.api("GET", f"/apis/lbless.dev/v1alpha1/{plural}")
-        except LabError:
-            return False
-        return True
-
-    Silence().until("the CRDs to be served", served, timeout_seconds=20)
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +54,10 @@ def program(control_plane: ControlPlane, agents: Agents, tmp_path: Path) -> Iter
     program = Operator(control_plane, tmp_path)
     yield program
     program.close()
+
+
+@pytest.fixture
+def scene(world: World, program: Operator, tmp_path: Path) -> Iterator[Scene]:
+    """An operator and two syncs at work, each behind a fault proxy."""
+    with at_work(world, program, tmp_path) as scene:
+        yield scene

@@ -22,15 +22,21 @@ from typing import Any
 from lab.controlplane import ControlPlane
 from lab.errors import LabError
 from lab.faultproxy import FaultProxy
+from lab.installation import LEASES, NAMESPACE
 from lab.progress import Silence
 from lab.rest import APPLY_PATCH, ApiError
 from lbless_api.digest import applied_digest
+from lbless_api.node import EngineReport, render_engines
 
-NAMESPACE = "lbless-system"
+WITH_ROUNDS = """
+from lbless_operator import __main__, agenda, reconciler
+agenda.ROUND_SECONDS = {round_seconds}
+reconciler.BLIND_SECONDS = 3 * {round_seconds}
+raise SystemExit(__main__.main())
+"""
+"""The program with other rounds of LISTs than each minute."""
 CLUSTERIPS = "/apis/lbless.dev/v1alpha1/clusterips"
 AGENTS = "/apis/lbless.dev/v1alpha1/clusteripnodes"
-LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
-RBAC = Path(__file__).parents[2] / "helm" / "lbless" / "rbac"
 
 
 @dataclass
@@ -42,6 +48,7 @@ class Agent:
     interface: str = "eth0"
     incarnation: int = 1
     gateways: tuple[str, ...] = ()
+    engines: tuple[EngineReport, ...] = ()
     confirms: bool = True
     failing: dict[str, str] = field(default_factory=dict)
     renews: bool = True
@@ -137,6 +144,7 @@ class Agents:
 def _status(agent: Agent, expected: Mapping[str, tuple[int, str]]) -> dict[str, Any]:
     return {
         "kernel": "6.1.0",
+        "engines": render_engines(agent.engines),
         "interfaces": [
             {
                 "name": agent.interface,
@@ -184,15 +192,22 @@ class Operator:
                 process.send_signal(signal.SIGCONT)
                 end(process)
 
-    def start(self, *arguments: str, kubeconfig: Path | None = None) -> subprocess.Popen[bytes]:
-        """Start a replica; `log` of it is what it says."""
+    def start(
+        self, *arguments: str, kubeconfig: Path | None = None, round_seconds: float | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a replica; `log` of it is what it says. `round_seconds`: how far its rounds of LISTs are apart,
+        if a test cannot wait for those of the program.
+        """
         kubeconfig = kubeconfig or self._control_plane.kubeconfig_for_service_account(
             NAMESPACE, "lbless-operator", outside=True
         )
         self._count += 1
         log = (self._directory / f"operator-{self._count}.log").open("wb")
         environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
-        command = [sys.executable, "-m", "lbless_operator", "--namespace", NAMESPACE, *arguments]
+        program = ["-m", "lbless_operator"]
+        if round_seconds is not None:
+            program = ["-c", WITH_ROUNDS.format(round_seconds=round_seconds)]
+        command = [sys.executable, *program, "--namespace", NAMESPACE, *arguments]
         process = subprocess.Popen(command, env=environment, stderr=log, stdout=log)
         process.log_path = Path(log.name)  # type: ignore[attr-defined] # carried along, as Popen has no place for it
         log.close()
@@ -287,8 +302,7 @@ class World:
     def clusterip(self, name: str = "web", **spec: Any) -> None:
         """Create a ClusterIP that selects this test's Nodes."""
         spec = {"ip": self.ip, "nodeSelector": {"test": self.namespace}, "buckets": 16, **spec}
-        body = {**_kind("ClusterIP"), "metadata": {"name": name}, "spec": spec}
-        self.control_plane.api("POST", self._path(), body)
+        self.control_plane.make_clusterip(name, spec, self.namespace)
 
     def get(self, name: str = "web") -> dict[str, Any]:
         """A ClusterIP as it is now."""

@@ -11,23 +11,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 from lab.controlplane import ControlPlane
+from lab.installation import LEASES, NAMESPACE, RBAC  # noqa: F401 - the tests of sync have RBAC from here
 from lab.rest import ApiError
 from lbless_api.node import EngineReport, Outstanding
 from lbless_api.state import Observed, parse_complete, render_observed
 from lbless_nodeagent import files
 
-NAMESPACE = "lbless-system"
 ACCOUNT = "lbless-node"
 CLUSTERIPS = "/apis/lbless.dev/v1alpha1/namespaces/default/clusterips"
 CLUSTERIPNODES = "/apis/lbless.dev/v1alpha1/clusteripnodes"
-LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
-RBAC = Path(__file__).parents[2] / "helm/lbless/rbac"
 DEADLINE_SECONDS = 20
+
+_numbers = count(1)
 
 T = TypeVar("T")
 
@@ -167,17 +168,43 @@ class SyncedNode:
 
 
 @contextmanager
+def synced_node(control_plane: ControlPlane, directory: Path) -> Iterator[SyncedNode]:
+    """A Node of its own whose sync is not started yet; at its end neither it nor any ClusterIP is left."""
+    name = f"sync-node-{next(_numbers)}"
+    control_plane.make_node(name, "10.80.0.99", pod_cidr="10.244.7.0/24")
+    kubeconfig = control_plane.kubeconfig_for_service_account(NAMESPACE, ACCOUNT, name, outside=True)
+    try:
+        with SyncedNode(control_plane, name, directory, kubeconfig) as node:
+            yield node
+    finally:
+        for item in control_plane.api("GET", CLUSTERIPS)["items"]:
+            delete(control_plane, item["metadata"]["name"])
+        control_plane.api("DELETE", f"/api/v1/nodes/{name}")
+
+
+@contextmanager
 def speaking(node: SyncedNode, period_seconds: float = 0.5) -> Iterator[None]:
     """While this lasts, observed.json is rewritten as by a dataplane to which whatever is desired happens."""
-    done = threading.Event()
 
     def speak() -> None:
-        while not done.wait(period_seconds):
-            # A disk that takes nothing, or a file that was removed since it was listed: as dataplane does.
-            with suppress(files.UnwritableError, FileNotFoundError):
-                node.observe(make_directory=False)
+        # A disk that takes nothing, or a file that was removed since it was listed: as dataplane does.
+        with suppress(files.UnwritableError, FileNotFoundError):
+            node.observe(make_directory=False)
 
-    thread = threading.Thread(target=speak, daemon=True)
+    with repeating(speak, period_seconds):
+        yield
+
+
+@contextmanager
+def repeating(act: Callable[[], None], period_seconds: float) -> Iterator[None]:
+    """While this lasts, `act` is called so often, by a thread."""
+    done = threading.Event()
+
+    def repeat() -> None:
+        while not done.wait(period_seconds):
+            act()
+
+    thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
         yield
@@ -188,13 +215,7 @@ def speaking(node: SyncedNode, period_seconds: float = 0.5) -> Iterator[None]:
 
 def create(control_plane: ControlPlane, name: str, number: int = 1, **spec: Any) -> dict[str, Any]:
     """Create a ClusterIP."""
-    body = {
-        "apiVersion": "lbless.dev/v1alpha1",
-        "kind": "ClusterIP",
-        "metadata": {"name": name},
-        "spec": {"ip": f"192.0.2.{number}", **spec},
-    }
-    return control_plane.api("POST", CLUSTERIPS, body)
+    return control_plane.make_clusterip(name, {"ip": f"192.0.2.{number}", **spec})
 
 
 def assign(control_plane: ControlPlane, name: str, epoch: int) -> None:

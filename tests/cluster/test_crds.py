@@ -60,6 +60,10 @@ def web(control_plane: ControlPlane):
             {"mac": "01-80-C2-00-00-0F"},
             "mac cannot be one of 01:80:c2:00:00:00 to 0f, which no switch forwards",
         ),
+        (
+            {"mac": "01-00-5E-00-01-05", "sourceMAC": "Cluster"},
+            "sourceMAC Cluster needs a locally administered mac",
+        ),
         ({"hashMode": "Random"}, 'supported values: "SourceIP", "SourceIPSourcePort"'),
         ({"buckets": 4097}, "should be less than or equal to 4096"),
         ({"buckets": 0}, "should be greater than or equal to 1"),

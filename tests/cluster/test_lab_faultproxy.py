@@ -110,12 +110,10 @@ def test_without_a_fault_kubectl_and_watches_work_through_it_and_are_recorded(
 def test_cut_refuses_everybody_and_heals(healthy: FaultProxy, api: Api) -> None:
     events = watch(api)
     healthy.cut()
-    began = time.monotonic()
     with pytest.raises(ApiError, match="broke"):
         next(events)
     with pytest.raises(ApiError, match="Connection refused"):
         api.get(named(NAMESPACES, "default"))
-    assert time.monotonic() - began < QUICK_SECONDS
     healthy.heal()
     assert status_of(api) == 200
 

@@ -24,7 +24,7 @@ from cluster.operatorworld import (
     until,
 )
 from lab.controlplane import ControlPlane
-from lab.objects import Endpoint
+from lab.objects import Endpoint, await_later_creation
 from lbless_api.buckets import BucketSet
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
@@ -138,8 +138,8 @@ def test_an_unready_pods_node_gives_its_share_to_the_others_at_once(world: World
         world.control_plane.set_pod_ready(world.namespace, "pod-2", ready)
         until(f"{c} to be in: {ready}", lambda ready=ready: (c in shares(world.get())) == ready)
         seconds.append(time.monotonic() - started)
-    # About 30 ms here when the machine is idle; others share it.
-    assert min(seconds) < 0.2, seconds
+    # Seen by the watch, not by the round of LISTs a minute later. How fast it is `make bench` measures (`latency`).
+    assert max(seconds) < 10, seconds
     after = settled(world, [a, b])
     assert_least_movement(before, after)
     assert sum(shares(after).values()) == 16
@@ -275,7 +275,7 @@ def test_of_two_with_one_address_the_older_works_and_the_newer_follows_when_it_i
     nodes = world.nodes("a", "b")
     world.clusterip("older")
     until("the older to be assigned", lambda: shares(world.get("older")))
-    time.sleep(1.1)  # creation times are whole seconds; equal ones are told apart by UID
+    await_later_creation()  # of the same second either might be the older, by UID
     world.clusterip("newer")
     message = world.wait_condition("Conflict", "True", "Conflict", "newer")["message"]
     assert f"already shared by the older ClusterIP {world.namespace}/older" in message
@@ -313,12 +313,15 @@ def test_an_address_that_somebody_has_is_refused_with_his_name(world: World, ip:
     assert world.wait_event("Refused", containing=f"Address {ip} {why}")
 
 
-def test_what_this_version_cannot_do_is_refused(world: World):
-    world.node("a")
+def test_a_source_mac_of_the_clusters_own_is_warned_of_for_as_long_as_it_is_asked_for(world: World):
+    node = world.node("a")
     world.clusterip(sourceMAC="Cluster")
-    message = world.wait_condition("Ready", "False", "NotSupported")["message"]
-    assert message == "spec.sourceMAC Cluster is not supported by this version: use Node."
-    assert shares(world.get()) == {}
+    world.wait_shares({node: 16})
+    message = world.wait_condition("SourceMACUnsafe", "True", "SharedSourceMAC")["message"]
+    assert "a switch sees it move from port to port" in message
+    assert world.wait_event("SourceMACUnsafe", containing=message)
+    world.patch({"spec": {"sourceMAC": "Node"}})
+    until("the warning to go", lambda: "SourceMACUnsafe" not in conditions(world.get()))
 
 
 @pytest.mark.parametrize(

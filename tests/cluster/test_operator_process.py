@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.conftest import install_crds
 from cluster.operatorworld import (
-    NAMESPACE,
     Operator,
     World,
     await_log,
@@ -24,6 +22,7 @@ from cluster.operatorworld import (
     until,
 )
 from lab.controlplane import ControlPlane
+from lab.installation import NAMESPACE, install_crds
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
 
@@ -50,11 +49,13 @@ def test_without_an_api_server_it_says_so_once_waits_and_ends_at_once_when_told(
     nowhere.write_text(text.replace(server, f"https://127.0.0.1:{free_port()}"))
     process = program.start("--lease-seconds", "3", kubeconfig=nowhere)
     await_log(process, "cannot be reached")
-    time.sleep(1.5)  # several attempts
+    time.sleep(
+        1.5
+    )  # no condition, a span: of several attempts, as whose failures are not said there is no sign
     assert log_of(process).count("cannot be reached") == 1
     started = time.monotonic()
     assert end(process) == 0
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5  # it waits neither for the next attempt nor for an answer
 
 
 def test_a_missing_permission_is_named_and_nothing_is_decided_before_it_is_granted(
@@ -115,8 +116,8 @@ def test_a_stopped_leader_is_replaced_and_ends_without_a_write_when_it_wakes(pro
         stopped = time.monotonic()
         await_log(second, "This replica leads")
         took = time.monotonic() - stopped
-        # A term of 3 s, seen from its last renewal, and a look every 0.4 s; with 15 s: 17 s.
-        assert took < 5, took
+        # A term of 3 s, seen from its last renewal, and a look every 0.4 s; with the default term: 17 s.
+        assert took < 10, took
         world.control_plane.patch_node(b, {"spec": {"taints": [{"key": "k", "effect": "NoExecute"}]}})
         world.wait_shares({a: 16})
         world.wait_condition("Programmed", "True", "Programmed")
@@ -132,7 +133,7 @@ def test_a_stopped_leader_is_replaced_and_ends_without_a_write_when_it_wakes(pro
     started = time.monotonic()
     third = program.start()
     await_log(third, "This replica leads")
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 15  # the term, which it would have to see run out
 
 
 def test_after_an_outage_longer_than_the_lease_work_goes_on_and_a_missed_deletion_is_found(
@@ -147,7 +148,7 @@ def test_after_an_outage_longer_than_the_lease_work_goes_on_and_a_missed_deletio
     world.control_plane.stop()
     try:
         await_log(process, "The Lease is not renewed:")
-        time.sleep(3.5)  # beyond the end of its term
+        time.sleep(3.5)  # a span: beyond the end of its term, which passes without a sign
     finally:
         world.control_plane.start()
     # Before its watches are there again: kopf does not tell what was deleted before it lists anew.

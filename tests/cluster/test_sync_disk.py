@@ -5,30 +5,16 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from itertools import count
 from pathlib import Path
 
 import pytest
 
-from cluster.syncing import (
-    ACCOUNT,
-    CLUSTERIPS,
-    NAMESPACE,
-    RBAC,
-    SyncedNode,
-    assign,
-    create,
-    delete,
-    speaking,
-    wait_for,
-)
+from cluster.syncing import RBAC, SyncedNode, assign, create, delete, speaking, synced_node, wait_for
 from lab.controlplane import ControlPlane
 from lab.disk import Disk
 from lbless_api.digest import applied_digest
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
-
-_numbers = count(1)
 
 NOTICED_SECONDS = 2.0
 """Promised: so long after a file was lost it is noticed and written again."""
@@ -43,16 +29,8 @@ FAULTS: dict[str, tuple[Callable[[Disk], None], Callable[[Disk], None], str]] = 
 def node(control_plane: ControlPlane, tmp_path: Path) -> Iterator[SyncedNode]:
     """A Node whose sync is not started yet; at its end no ClusterIP is left."""
     control_plane.apply(RBAC)
-    name = f"disk-node-{next(_numbers)}"
-    control_plane.make_node(name, "10.80.0.99", pod_cidr="10.244.7.0/24")
-    kubeconfig = control_plane.kubeconfig_for_service_account(NAMESPACE, ACCOUNT, name, outside=True)
-    try:
-        with SyncedNode(control_plane, name, tmp_path, kubeconfig) as node:
-            yield node
-    finally:
-        for item in control_plane.api("GET", CLUSTERIPS)["items"]:
-            delete(control_plane, item["metadata"]["name"])
-        control_plane.api("DELETE", f"/api/v1/nodes/{name}")
+    with synced_node(control_plane, tmp_path) as node:
+        yield node
 
 
 def start_with(node: SyncedNode, *names: str) -> None:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Interface
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from cluster.syncing import (
     assign,
     create,
     delete,
+    synced_node,
     wait_for,
 )
 from lab import claim
@@ -34,9 +34,12 @@ from lab.controlplane import ControlPlane
 from lab.lan import Lan
 from lab.progress import Silence
 from lab.rest import ApiError
+from lbless_api.capabilities import Capability
+from lbless_api.clusterip import SourceMAC
 from lbless_api.digest import applied_digest, parse_marks
+from lbless_api.hashing import HashFunction, HashMode
 from lbless_api.interfaces import Interface
-from lbless_api.node import EngineReport, Outstanding
+from lbless_api.node import EngineReport, Outstanding, render_engines
 from lbless_api.state import Observed, parse_complete, render_observed
 from lbless_edge.kube import connect
 from lbless_nodeagent import files
@@ -46,8 +49,6 @@ from lbless_nodeagent.sync.report import Situation, report
 from lbless_nodeagent.sync.storage import Storage
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
-
-_numbers = count(1)
 
 
 @pytest.fixture(scope="module")
@@ -62,18 +63,12 @@ def plane() -> Iterator[ControlPlane]:
 @pytest.fixture
 def synced(plane: ControlPlane, tmp_path: Path) -> Iterator[SyncedNode]:
     """A Node of its own with its sync running, dataplane alive, and no ClusterIP in the API."""
-    name = f"sync-node-{next(_numbers)}"
-    plane.make_node(name, "10.80.0.99", pod_cidr="10.244.7.0/24")
-    kubeconfig = plane.kubeconfig_for_service_account(NAMESPACE, ACCOUNT, name, outside=True)
-    with SyncedNode(plane, name, tmp_path, kubeconfig) as node:
+    with synced_node(plane, tmp_path) as node:
         node.observe({})
         node.start()
         wait_for("the first LIST", lambda: node.complete)
         wait_for("the first report", lambda: node.ready)
         yield node
-    for item in plane.api("GET", CLUSTERIPS)["items"]:
-        delete(plane, item["metadata"]["name"])
-    plane.api("DELETE", f"/api/v1/nodes/{name}")
 
 
 def test_desired_files_follow_what_users_and_the_operator_do(plane: ControlPlane, synced: SyncedNode) -> None:
@@ -163,7 +158,7 @@ def test_the_report_and_the_lease_appear_owned_by_the_node(plane: ControlPlane, 
     report = synced.report
     assert report["metadata"]["ownerReferences"] == owner
     assert report["status"]["kernel"] == "6.1.0-test"
-    assert report["status"]["engines"] == [{"name": "nftables", "available": True, "message": ""}]
+    assert report["status"]["engines"] == render_engines([EngineReport("nftables", True)])
     assert report["status"]["appliedDigest"] == applied_digest({})
     assert (synced.ready["status"], synced.ready["reason"]) == ("True", "Applied")
     shown = plane.kubectl("get", "cipn", synced.name).stdout
@@ -228,6 +223,11 @@ def test_pending_failed_and_applied_ones_are_told_apart(plane: ControlPlane, syn
     assert synced.report["status"]["appliedDigest"] == applied_digest({uids[n]: 2 for n in "abc"})
 
 
+ABLE = Capability(
+    frozenset(HashFunction), frozenset(HashMode), 2**63 - 1, 32, source_macs=frozenset(SourceMAC), ports=False
+)
+
+
 @pytest.mark.parametrize("failing", [70, 1000])
 def test_whatever_goes_wrong_the_report_is_accepted_and_within_32_kib(
     plane: ControlPlane, synced: SyncedNode, failing: int
@@ -242,7 +242,7 @@ def test_whatever_goes_wrong_the_report_is_accepted_and_within_32_kib(
         files.boot_id(),
         files.boottime_seconds(),
         kernel="k" * 300,
-        engines=tuple(EngineReport(f"engine-{n}", False, long) for n in range(8)),
+        engines=tuple(EngineReport(f"engine-{n}", False, long, n == 7, (ABLE,) * 6) for n in range(8)),
         interfaces=tuple(replace(interface, name=f"an-interface-{n:02}") for n in range(70)),
         failures=troubles,
         problems=(long,),
@@ -256,6 +256,7 @@ def test_whatever_goes_wrong_the_report_is_accepted_and_within_32_kib(
     assert len(status["failures"]) >= 10
     assert len(status["failures"]) + len(parse_marks(status["unlisted"], "unlisted")) == failing
     assert len(status["interfaces"]) == 64
+    assert [e["name"] for e in status["engines"] if e["active"]] == ["engine-7"]
     assert f"Beside what is listed {failing - len(status['failures'])} more" in synced.ready["message"]
 
 

@@ -32,3 +32,9 @@ def lbless() -> Iterator[Installation]:
 def vip() -> str:
     """An address that no other test has."""
     return Lan.vip(next(_numbers))
+
+
+@pytest.fixture
+def free_address() -> str:
+    """An address of the segment that no host has, and no other test."""
+    return Lan.vip(next(_numbers))

@@ -26,7 +26,7 @@ FAULTS: dict[str, list[Any]] = {
     "ports": [[], [{}], [{"port": 0}], [{"port": 65536}], [{"port": "80"}], [{"port": 80, "endPort": 79}],
               [{"port": 80, "endPort": 65536}], [{"port": 80, "protocol": "ICMP"}], ["80"], [[80]],
               [{"port": 1e99}], [{"port": 80, "protocol": "tcp"}], [{"endPort": 80}]],
-    "sourceMAC": ["Cluster", "node", "Any"],
+    "sourceMAC": ["cluster", "node", "Any"],
     "nodeSelector": [{"a": 5}, {"a": ["b"]}, {"a": {"b": "c"}}, ["a=b"]],
     "workload": [{"podSelector": {}, "serviceRef": {"name": "web"}}, {"serviceRef": {}},
                  {"serviceRef": {"name": "Web Server"}}, {"serviceRef": {"name": "../web"}},

@@ -20,8 +20,9 @@ from lab.installation import DATAPLANE, SYNC, Installation
 from lab.kernelstate import Share, groups, shares
 from lab.progress import Silence
 from lab.rest import ApiError
-from lbless_api.clusterip import ClusterIP, Protocol, parse_clusterip
+from lbless_api.clusterip import ClusterIP, Protocol, SourceMAC, parse_clusterip
 from lbless_api.hashing import HashFunction, HashMode
+from lbless_api.mac import unicast_mac
 from lbless_nodeagent.dataplane.nftables.names import entry_chain
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver, pytest.mark.timeout(900)]
@@ -83,7 +84,7 @@ def kill_again_and_again(lbless: Installation, draw: random.Random, steady: Clus
     for number in range(KILLS):
         node = draw.choice(lbless.lan.nodes)
         victims = draw.choice([[DATAPLANE], [DATAPLANE], [SYNC], [SYNC], [DATAPLANE, SYNC]])
-        # Some while they start, some at work: a start takes about half a second.
+        # A span: some are to die while they start, some at work. A start takes about half a second.
         time.sleep(draw.uniform(0, draw.choice([0.3, 1.2])))
         for program in victims:
             lbless.stop(program, node, signal.SIGKILL)
@@ -134,7 +135,7 @@ def act(lbless: Installation, draw: random.Random) -> str:
         lbless.delete(name)
         return "deleted"
     lbless.control_plane.api(
-        "PATCH", path, {"spec": {"nodeSelector": None, "ports": None, **changeable(draw)}}
+        "PATCH", path, {"spec": {"nodeSelector": None, "ports": None, "sourceMAC": None, **changeable(draw)}}
     )
     return "changed"
 
@@ -150,7 +151,7 @@ def hashing(draw: random.Random) -> dict[str, Any]:
 
 
 def changeable(draw: random.Random) -> dict[str, Any]:
-    """What may be changed: the ports, and which nodes serve."""
+    """What may be changed: the ports, which nodes serve, and where their answers come from."""
     spec: dict[str, Any] = {}
     if draw.random() < 0.5:
         spec["ports"] = [
@@ -159,6 +160,8 @@ def changeable(draw: random.Random) -> dict[str, Any]:
         ]
     if draw.random() < 0.5:
         spec["nodeSelector"] = {"kubernetes.io/hostname": draw.choice(["n1", "n2", "n3"])}
+    if draw.random() < 0.5:
+        spec["sourceMAC"] = draw.choice(["Node", "Cluster"])
     return spec
 
 
@@ -224,6 +227,7 @@ def share(clusterip: ClusterIP, node: Host) -> Share:
         buckets=assignment.buckets,
         arp_on="eth0",
         mac=spec.mac,
+        source_mac=unicast_mac(spec.mac) if spec.source_mac is SourceMAC.CLUSTER else None,
         on_link=frozenset({("eth0", True)}),
     )
 

@@ -166,7 +166,7 @@ def test_a_loss_in_the_state_directory_takes_no_address_away_and_is_made_up_for(
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     began = time.monotonic()
     lbless.delete("goes")
-    while time.monotonic() - began < 3:
+    while time.monotonic() - began < 3:  # a span: what is lost must be taken for a deletion at no time
         assert left(lbless, stays) == ["n1", "n2", "n3"]
     serves(lbless, stays)
     until("the deleted one to go", lambda: not left(lbless, goes))

@@ -8,6 +8,7 @@ import pytest
 from lab import verdict
 from lab.installation import DATAPLANE, OPERATOR, SYNC, Installation
 from lab.kernelstate import owned_buckets, traces
+from lab.objects import await_later_creation
 from lab.progress import Silence
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
@@ -92,7 +93,7 @@ def test_a_restart_of_everything_disturbs_no_traffic_and_changes_no_assignment(l
 def test_of_two_clusterips_with_one_address_the_older_works_and_the_newer_says_so(lbless, vip):
     lbless.create("older", {"ip": vip})
     older = lbless.wait_ready("older")
-    time.sleep(1.1 - time.time() % 1)  # creation times have whole seconds; by UID either might be the older
+    await_later_creation()  # of the same second either might be the older, by UID
     lbless.create("newer", {"ip": vip, "hashFunction": "LegacyClusterIP"})
     until("the conflict", lambda: lbless.condition("newer", "Conflict").get("status") == "True")
     try:

@@ -27,11 +27,6 @@ def good(lbless: Installation, vip: str):
         ({"ip": "10.244.2.9"}, "AddressInUse", "10.244.2.9 lies in the pod range of node n2"),
         ({"ip": "10.96.0.50"}, "AddressInUse", "10.96.0.50 lies in"),
         ({"ip": "10.81.0.10"}, "AddressInUse", "API server"),
-        (
-            {"ip": "10.80.9.9", "sourceMAC": "Cluster"},
-            "NotSupported",
-            "spec.sourceMAC Cluster is not supported",
-        ),
         ({"ip": "10.80.9.9", "interfaces": ["ens*"]}, "NoEligibleNode", "ens*"),
         ({"ip": "172.16.9.9"}, "NoEligibleNode", "172.16.9.9"),
         ({"ip": "10.80.9.9", "nodeSelector": {"no": "such"}}, "NoEligibleNode", "no=such"),

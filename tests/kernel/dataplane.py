@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kernel import synced
 from lab.host import Host
 from lab.kernelstate import owned_buckets
 from lbless_api.node import Outstanding
@@ -137,19 +138,19 @@ class Dataplane:
     def desire(self, uid: str, ip: str, buckets: str | None = "0-255", **further: Any) -> None:
         """Write a ClusterIP that gives this node `buckets`, or with None does not name it."""
         shares = {"elsewhere": ""} if buckets is None else {self.node: buckets}
-        files.write_json(self.desired / f"{uid}.json", desired_json(uid, ip, shares, **further))
+        synced.put(self.desired, uid, desired_json(uid, ip, shares, **further))
 
     def withdraw(self, uid: str) -> None:
-        """Remove a ClusterIP's file."""
-        (self.desired / f"{uid}.json").unlink()
+        """Delete a ClusterIP."""
+        synced.delete(self.desired, uid)
 
     def complete(self, boot_id: str | None = None) -> None:
         """Say that sync has listed everything in that boot, by default this one."""
-        files.write_word(self.desired / ".complete", boot_id or files.boot_id())
+        synced.complete(self.desired, boot_id)
 
     def intend(self, intent: str) -> None:
         """Say what ending dataplane is to mean."""
-        files.write_word(self.desired / ".intent", intent)
+        files.write_bytes(self.desired / ".intent", f"{intent}\n".encode())
 
     def observed(self) -> Observed:
         """The last report."""

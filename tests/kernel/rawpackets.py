@@ -41,7 +41,7 @@ def ipv4(
     head = struct.pack("!BBHHHBBH", 0x40 | words, 0, length, identification, fragment, 64, protocol, 0)
     head += source.packed + destination.packed
     head += options
-    return head[:10] + struct.pack("!H", _checksum(head)) + head[12:] + payload
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + payload
 
 
 def ethernet(payload: bytes, *, to: str = MULTICAST_MAC, ethertype: int = ETHERTYPE_IPV4) -> bytes:
@@ -95,7 +95,8 @@ def _mac(text: str) -> bytes:
     return bytes.fromhex(text.replace(":", ""))
 
 
-def _checksum(data: bytes) -> int:
+def checksum(data: bytes) -> int:
+    """The Internet checksum of an even number of bytes."""
     total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

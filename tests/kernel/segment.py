@@ -21,13 +21,14 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 # Sees a packet before (-399: reassembled, not yet filtered) and after (-300) the engine, and stops it there.
 # A packet is known by its identification, which each frame of a test has for itself.
+AFTER = -300
 OBSERVER = """
 table ip observer {
  set kept { typeof ip daddr . ip id; flags dynamic; size 65535; }
  counter arrived { }
  counter not_for_host { }
  chain before { type filter hook prerouting priority -399; iifname != "lo" counter name arrived; }
- chain after { type filter hook prerouting priority -300;
+ chain after { type filter hook prerouting priority AFTER;
   iifname "lo" accept
   meta pkttype != host counter name not_for_host drop
   add @kept { ip daddr . ip id } drop
@@ -115,8 +116,9 @@ class Wire:
 class Observer:
     """What came in and what was kept, of the packets that are not from the host itself."""
 
-    def __init__(self) -> None:
-        nft(OBSERVER)
+    def __init__(self, after: int = AFTER) -> None:
+        """`after` is the priority at which a packet counts as kept."""
+        nft(OBSERVER.replace("AFTER", str(after)))
 
     def counters(self) -> dict[str, int]:
         listed = json.loads(run("nft", "-j", "list", "counters", "table", "ip", "observer"))["nftables"]

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from kernel.dataplane import Dataplane, interface, wait_for
-from lab import claim
 from lab.host import Host
 from lab.kernelstate import owned_buckets, traces
 from lab.lan import Lan
@@ -23,17 +22,6 @@ VIPS = [Lan.vip(n) for n in range(1, 21)]
 LATER = Lan.vip(100)
 LINES = 12
 """So much may be said of a disk that fails for as long as it does."""
-
-
-@pytest.fixture
-def lan() -> Iterator[Lan]:
-    with Lan(claim.unique("kdpdisk"), nodes=1, sources=1) as lan:
-        yield lan
-
-
-@pytest.fixture
-def node(lan: Lan) -> Host:
-    return lan.nodes[0]
 
 
 @pytest.fixture

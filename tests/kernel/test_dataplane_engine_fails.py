@@ -1,5 +1,6 @@
 """Passes whose engine fails, which the real one cannot be made to do: what then becomes of the addresses."""
 
+import errno
 import json
 import time
 from collections.abc import Iterator
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kernel import segment
+from kernel import segment, synced
 from lbless_nodeagent import files
 from lbless_nodeagent.dataplane.network import AddressKey
 from lbless_nodeagent.dataplane.reconcile import Outcome, Reconciler
@@ -23,16 +24,17 @@ class Node:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.desired = directory / "desired"
         self.engine = MemoryEngine()
         for name in ("desired", "applied"):
             files.make_directory(directory / name)
-        files.write_word(directory / "desired" / ".complete", files.boot_id())
+        synced.complete(self.desired)
         self.reconciler = Reconciler("n1", directory, self.engine, files.boot_id())
 
     def desire(self, *ips: str, epoch: int = 1, buckets: str = "0-255") -> None:
         for ip in ips:
-            value = desired_json(ip.replace(".", "-"), ip, {"n1": buckets}, epoch=epoch)
-            files.write_json(self.directory / "desired" / f"{ip.replace('.', '-')}.json", value)
+            uid = ip.replace(".", "-")
+            synced.put(self.desired, uid, desired_json(uid, ip, {"n1": buckets}, epoch=epoch))
 
     def run_pass(self) -> Outcome:
         return self.reconciler.run_pass()
@@ -104,12 +106,27 @@ def test_an_address_whose_rules_are_gone_and_cannot_be_made_again_leaves_the_lin
     assert node.addresses == {FIRST}
 
 
+def test_an_address_whose_rules_are_flushed_before_the_engine_is_asked_again_leaves_the_link(
+    node: Node,
+) -> None:
+    node.desire(FIRST)
+    node.run_pass()
+    node.engine.fails = lambda _: "No buffer space available."
+    node.desire(SECOND)
+    while (node.reconciler.programming.retry_at or 0) - time.monotonic() < 1:
+        node.run_pass()
+    assert node.addresses == {FIRST}
+    node.engine.remove()
+    node.run_pass()
+    assert node.addresses == set()
+
+
 def test_a_removal_that_the_engine_refuses_takes_the_address_and_is_said_until_it_succeeds(
     node: Node,
 ) -> None:
     node.desire(FIRST, SECOND)
     node.run_pass()
-    (node.directory / "desired" / "10-8-0-101.json").unlink()
+    synced.delete(node.desired, "10-8-0-101")
     node.engine.fails = lambda _: "Device or resource busy."
     outcome = node.run_pass()
     assert node.addresses == {SECOND}
@@ -149,7 +166,7 @@ def test_an_address_that_cannot_be_removed_keeps_its_rules_until_it_can(
 ) -> None:
     node.desire(FIRST, SECOND)
     node.run_pass()
-    (node.directory / "desired" / "10-8-0-101.json").unlink()
+    synced.delete(node.desired, "10-8-0-101")
     with monkeypatch.context() as broken:
         cannot_remove(node, broken)
         outcome = node.run_pass()
@@ -173,6 +190,55 @@ def test_the_last_removal_leaves_the_rules_of_an_address_that_stayed(
     assert node.reconciler.remove() == ()
     assert node.addresses == set()
     assert not node.engine.kernel.vips
+
+
+def is_at_once(outcome: Outcome) -> bool:
+    return outcome.retry_at is not None and outcome.retry_at <= time.monotonic()
+
+
+@pytest.mark.parametrize("harm", ["change {} preferred_lft forever", "delete {}"])
+def test_what_somebody_does_to_an_address_during_a_pass_brings_the_next_one_at_once(
+    node: Node, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    """The pass reads the notification away when it reads its own."""
+    node.desire(FIRST)
+    node.run_pass()
+    node.desire(SECOND)
+    add = node.reconciler.links.add_address
+
+    def add_and_harm(key: AddressKey) -> None:
+        add(key)
+        segment.run("ip", "address", *harm.format(f"{FIRST}/32").split(), "dev", "eth0")
+
+    with monkeypatch.context() as harmed:
+        harmed.setattr(node.reconciler.links, "add_address", add_and_harm)
+        assert is_at_once(node.run_pass())
+    assert not is_at_once(node.run_pass())
+    shown = segment.run("ip", "-4", "address", "show", "dev", "eth0", "to", FIRST)
+    assert "deprecated" in shown
+
+
+def test_a_link_that_takes_nothing_is_tried_again_after_a_rest(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one whose MTU is too small for IPv4; each change that is tried is a reason to read the links again."""
+    node.desire(FIRST)
+    change = node.reconciler.links._change
+
+    def no_room() -> None:
+        raise OSError(errno.ENOBUFS, None)  # how pyroute2 says it
+
+    with monkeypatch.context() as broken:
+        broken.setattr(
+            node.reconciler.links, "_change", lambda failed, _, gone=(): change(failed, no_room, gone)
+        )
+        for _ in range(3):
+            outcome = node.run_pass()
+            failure = outcome.failures["10-8-0-101"]
+            assert failure.reason == "LinkFailed"
+            assert failure.message.endswith(": the kernel says No buffer space available.")
+            assert not is_at_once(outcome)
+    assert node.run_pass().applied == {"10-8-0-101": 1}
 
 
 def test_links_that_cannot_be_read_for_once_take_nothing_back_that_was_reported(

@@ -2,16 +2,13 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
 from kernel.dataplane import Dataplane, wait_for
-from lab import claim
 from lab.host import Host
-from lab.lan import Lan
 from lbless_nodeagent import files
 from unit.stateobjects import desired_json
 
@@ -21,22 +18,6 @@ LIMIT_MS = 200
 FEW, MANY = 1, 1000
 FIRST = IPv4Address("10.80.16.1")
 SHARES = {"n1": "0-84", "n2": "85-170", "n3": "171-255"}
-
-
-@pytest.fixture
-def lan() -> Iterator[Lan]:
-    with Lan(claim.unique("kdpfault"), nodes=1, sources=1, extra_interfaces=["eth1"]) as lan:
-        yield lan
-
-
-@pytest.fixture
-def node(lan: Lan) -> Host:
-    return lan.nodes[0]
-
-
-@pytest.fixture
-def dataplane(lan: Lan, node: Host) -> Dataplane:
-    return Dataplane(node, lan.directory / "state")
 
 
 def serve(dataplane: Dataplane, count: int) -> None:

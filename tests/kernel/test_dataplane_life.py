@@ -4,14 +4,12 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
 from kernel.dataplane import Dataplane, Interface, interface, tables, wait_for
-from lab import claim
 from lab.capture import Capture
 from lab.host import Host
 from lab.kernelstate import owned_buckets, traces
@@ -23,22 +21,6 @@ pytestmark = pytest.mark.root
 VIP, OTHER, ON_ETH1 = Lan.vip(1), Lan.vip(2), "10.83.2.1"
 ANOTHER_BOOT = "00000000-0000-4000-8000-000000000000"
 OUR_TABLES = {"ip lbless", "arp lbless", "netdev lbless"}
-
-
-@pytest.fixture
-def lan() -> Iterator[Lan]:
-    with Lan(claim.unique("kdplife"), nodes=1, sources=1, extra_interfaces=["eth1"]) as lan:
-        yield lan
-
-
-@pytest.fixture
-def node(lan: Lan) -> Host:
-    return lan.nodes[0]
-
-
-@pytest.fixture
-def dataplane(lan: Lan, node: Host) -> Dataplane:
-    return Dataplane(node, lan.directory / "state")
 
 
 def mac(ip: str) -> str:

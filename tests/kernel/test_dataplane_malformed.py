@@ -3,14 +3,13 @@
 import json
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kernel.dataplane import Dataplane, interface, wait_for
-from lab import claim
 from lab.host import Host
 from lab.kernelstate import owned_buckets
 from lab.lan import Lan
@@ -22,22 +21,6 @@ MALFORMED = 1000
 VIPS = [Lan.vip(n) for n in range(1, 21)]
 MEBIBYTE = 1 << 20
 CPU_SECONDS_A_CHANGE = 0.05
-
-
-@pytest.fixture
-def lan() -> Iterator[Lan]:
-    with Lan(claim.unique("kdpbad"), nodes=1, sources=1) as lan:
-        yield lan
-
-
-@pytest.fixture
-def node(lan: Lan) -> Host:
-    return lan.nodes[0]
-
-
-@pytest.fixture
-def dataplane(lan: Lan, node: Host) -> Dataplane:
-    return Dataplane(node, lan.directory / "state")
 
 
 Maker = Callable[[random.Random, Path, dict[str, Any]], object]

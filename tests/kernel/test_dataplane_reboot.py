@@ -11,7 +11,6 @@ from lab import claim, traffic
 from lab.kernelstate import owned_buckets
 from lab.lan import Lan
 from lbless_api.mac import default_mac
-from lbless_nodeagent import files
 
 pytestmark = pytest.mark.root
 
@@ -33,7 +32,7 @@ def boot(lan: Lan, dataplane: Dataplane) -> str:
     """Give the process's next start the id of a new boot, and return that."""
     made = str(uuid.uuid4())
     dataplane.boot = lan.directory / f"boot-{made}"
-    files.write_word(dataplane.boot, made)
+    dataplane.boot.write_text(f"{made}\n")
     return made
 
 
@@ -53,7 +52,7 @@ def test_a_reboot_without_the_api_server_brings_everything_back_and_removes_noth
     lan.cut(before)
 
     # A file that got lost on the way is no deletion before sync has listed since the boot.
-    first.withdraw(uid(LOST))
+    (first.desired / f"{uid(LOST)}.json").unlink()
     second = Dataplane(after, first.directory)
     booted = boot(lan, second)
     second.start()

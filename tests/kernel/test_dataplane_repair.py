@@ -4,7 +4,6 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator
 from ipaddress import IPv4Address
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kernel.dataplane import Dataplane, interface, tables, wait_for
-from lab import claim, traffic
+from lab import traffic
 from lab.host import Host
 from lab.kernelstate import owned_buckets, traces
 from lab.lan import GATEWAY, Lan
@@ -27,22 +26,6 @@ REPAIR_MS = 200
 
 def mac(ip: str) -> str:
     return default_mac(IPv4Address(ip))
-
-
-@pytest.fixture
-def lan() -> Iterator[Lan]:
-    with Lan(claim.unique("kdprepair"), nodes=1, sources=1, extra_interfaces=["eth1"]) as lan:
-        yield lan
-
-
-@pytest.fixture
-def node(lan: Lan) -> Host:
-    return lan.nodes[0]
-
-
-@pytest.fixture
-def dataplane(lan: Lan, node: Host) -> Dataplane:
-    return Dataplane(node, lan.directory / "state")
 
 
 @pytest.mark.parametrize(
@@ -213,6 +196,27 @@ def test_a_damaged_file_of_any_length_leaves_the_last_good_state_and_says_why(
     assert dataplane.observed().failures == ()
 
 
+def test_a_file_that_gets_lost_takes_nothing_with_it_and_is_said_until_it_is_back(
+    dataplane: Dataplane, node: Host
+) -> None:
+    dataplane.complete()
+    dataplane.desire("a", VIP)
+    dataplane.start()
+    dataplane.wait_applied("a")
+    (dataplane.desired / "a.json").unlink()
+    assert "and not by lbless-sync" in dataplane.wait_failure("a", "StateLost")
+    assert dataplane.serves(VIP)
+    dataplane.kill()
+    dataplane.start()
+    assert dataplane.wait_failure("a", "StateLost")
+    assert dataplane.serves(VIP)
+    dataplane.desire("a", VIP)
+    dataplane.wait_applied("a")
+    assert dataplane.observed().failures == ()
+    dataplane.withdraw("a")
+    wait_for(lambda: not traces(node, VIP, mac(VIP)))
+
+
 @pytest.mark.parametrize(
     ("spec", "reason", "says"),
     [
@@ -275,6 +279,28 @@ def test_an_address_that_the_node_gets_as_its_own_is_given_up_and_taken_again_af
     node.run(["ip", "address", "delete", f"{VIP}/16", "dev", "eth1"])
     dataplane.wait_applied("a")
     assert dataplane.serves(VIP)
+
+
+def test_an_address_that_kube_proxy_holds_for_ipvs_is_served(
+    dataplane: Dataplane, node: Host, lan: Lan
+) -> None:
+    """As an externalIP of a Service; stood for by a bridge, as not every kernel has the dummy interface."""
+    node.run(["ip", "link", "add", "kube-ipvs0", "type", "bridge"])
+    node.run(["ip", "link", "set", "kube-ipvs0", "arp", "off"])
+    node.run(["ip", "address", "add", f"{VIP}/32", "dev", "kube-ipvs0"])
+    theirs = interface(node, "kube-ipvs0")
+    dataplane.complete()
+    dataplane.desire("a", VIP)
+    dataplane.start()
+    dataplane.wait_applied("a")
+    assert dataplane.serves(VIP)
+    assert [echo.replies for echo in traffic.ping(lan.client, VIP, requests=8)] == [1] * 8
+    node.run(["ip", "address", "delete", f"{VIP}/32", "dev", "kube-ipvs0"])
+    node.run(["ip", "address", "add", f"{VIP}/32", "dev", "kube-ipvs0"])
+    assert dataplane.applied("a")
+    dataplane.withdraw("a")
+    wait_for(lambda: f"{VIP}/32" not in interface(node, "eth0").addresses)
+    assert interface(node, "kube-ipvs0") == theirs
 
 
 def test_of_two_with_one_address_the_older_works_and_the_newer_takes_over_once_it_is_gone(

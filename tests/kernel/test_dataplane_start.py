@@ -2,28 +2,15 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kernel.dataplane import DATAPLANE, Dataplane, interface, tables, wait_for
-from lab import claim
 from lab.lan import Lan
 from lbless_nodeagent import files
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def lan() -> Iterator[Lan]:
-    with Lan(claim.unique("kdpstart"), nodes=1, sources=1) as lan:
-        yield lan
-
-
-@pytest.fixture
-def dataplane(lan: Lan) -> Dataplane:
-    return Dataplane(lan.nodes[0], lan.directory / "state")
 
 
 def said(done: subprocess.CompletedProcess[str], status: int = 1) -> str:

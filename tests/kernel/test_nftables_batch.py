@@ -1,7 +1,8 @@
 """Buckets packed by hand do to the kernel what nft's text does, as a whole or not at all."""
 
 import random
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
 
 import pytest
@@ -16,7 +17,14 @@ from lbless_nodeagent.dataplane.nftables.batch import Batch
 from lbless_nodeagent.dataplane.nftables.engine import NftablesEngine
 from lbless_nodeagent.dataplane.nftables.library import Library
 from lbless_nodeagent.dataplane.nftables.names import owned_set
-from lbless_nodeagent.dataplane.nftables.netlink import AF_IPV4, Reader
+from lbless_nodeagent.dataplane.nftables.netlink import (
+    AF_IPV4,
+    MESSAGE,
+    Reader,
+    attributes,
+    each_attribute,
+    messages,
+)
 from lbless_nodeagent.dataplane.nftables.transactions import (
     MAX_ELEMENTS,
     BucketChange,
@@ -29,6 +37,7 @@ pytestmark = pytest.mark.root
 
 GROUP = HashParameters(HashFunction.JHASH, HashMode.SOURCE_IP_SOURCE_PORT, 0, 4096, 32)
 NAME = owned_set(GROUP)
+NEWSETELEM, NLM_F_DUMP_INTR = 12, 0x10
 LARGE = {IPv4Address("10.8.0.1") + n: BucketSet(range(n, n + 85)) for n in range(300)}
 
 
@@ -146,3 +155,66 @@ def test_what_was_written_a_moment_ago_is_read_back_whole(batch: Batch, reader: 
         found = readback.read(reader).footprints
         owned = {ip: mark.owned[GROUP] for ip, mark in found.items() if mark.owned}
         assert owned == {ip: buckets for ip, buckets in after.items() if buckets}
+
+
+Spoil = Callable[[bytes, list[bytes]], bytes]
+"""Makes of an answer, and the elements in it, the one that is read."""
+
+
+class SpoilingSocket:
+    """Spoils so many of the answers that list several elements, as the kernel does itself now and then."""
+
+    def __init__(self, real: socket.socket, spoil: Spoil, times: int) -> None:
+        self._real = real
+        self._spoil = spoil
+        self.times = times
+
+    def send(self, request: bytes) -> int:
+        return self._real.send(request)
+
+    def recv(self, size: int) -> bytes:
+        received = self._real.recv(size)
+        for _, kind, _, whole in messages(memoryview(received)):
+            listed = attributes(whole[MESSAGE.size :]).get(3) if kind & 0xFF == NEWSETELEM else None
+            found = [bytes(element) for _, element in each_attribute(listed)] if listed else []
+            if len(found) > 1 and self.times:
+                self.times -= 1
+                return self._spoil(received, found)
+        return received
+
+
+def list_one_twice(received: bytes, elements: list[bytes]) -> bytes:
+    """And another not at all: the set's hash table grows."""
+    return received.replace(elements[-1], elements[0])
+
+
+def say_interrupted(received: bytes, _: list[bytes]) -> bytes:
+    """Somebody committed meanwhile."""
+    return received[:6] + bytes([received[6] | NLM_F_DUMP_INTR]) + received[7:]
+
+
+@pytest.mark.parametrize("spoil", [list_one_twice, say_interrupted])
+@pytest.mark.parametrize("times", [1, 5])
+def test_a_spoilt_dump_is_repeated(
+    batch: Batch, reader: Reader, monkeypatch: pytest.MonkeyPatch, spoil: Spoil, times: int
+) -> None:
+    batch.run([("add", NAME, [key(1), key(2), key(3)])])
+    whole, owned = elements(reader), readback.read(reader).footprints
+    spoiling = SpoilingSocket(reader._socket, spoil, times)
+    monkeypatch.setattr(reader, "_socket", spoiling)
+    assert elements(reader) == whole
+    assert spoiling.times == 0
+    spoiling.times = times
+    assert readback.read(reader).footprints == owned
+    assert spoiling.times == 0
+
+
+@pytest.mark.parametrize("spoil", [list_one_twice, say_interrupted])
+def test_a_dump_that_is_always_spoilt_is_given_up_with_a_sentence(
+    batch: Batch, reader: Reader, monkeypatch: pytest.MonkeyPatch, spoil: Spoil
+) -> None:
+    batch.run([("add", NAME, [key(1), key(2), key(3)])])
+    monkeypatch.setattr(reader, "_socket", SpoilingSocket(reader._socket, spoil, 1000))
+    for read in (elements, readback.read):
+        with pytest.raises(EngineError, match="so fast that it cannot be read"):
+            read(reader)

@@ -14,7 +14,7 @@ from kernel.rawpackets import GRE, OSPF, PORTED, Fields, ethernet, icmp_error, i
 from kernel.segment import Observer, Wire, run
 from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import HashParameters
-from lbless_api.hashing import AH, ESP, ICMP, TCP, UDP, HashFunction, HashMode, bucket
+from lbless_api.hashing import AH, ESP, ICMP, UDP, HashFunction, HashMode, bucket
 from lbless_api.mac import default_mac
 from lbless_nodeagent.dataplane.engine import Vip, Wanted
 from lbless_nodeagent.dataplane.nftables.engine import NftablesEngine
@@ -55,7 +55,9 @@ def packet(rng: random.Random, vip: Vip, identification: int) -> tuple[Fields, b
     options = NOPS if rng.random() < 0.2 else b""
     if rng.random() < 0.25:
         about = random_fields(rng, rng.choice((*PORTED, ICMP, GRE)))
-        source, protocol, payload = rawpackets.random_client(rng), ICMP, icmp_error(rng, vip.ip, about)
+        embedded_options = NOPS * rng.choice((0, 0, *range(1, 11)))
+        error = icmp_error(rng, vip.ip, about, options=embedded_options)
+        source, protocol, payload = rawpackets.random_client(rng), ICMP, error
     else:
         about = random_fields(rng, rng.choice(PROTOCOLS))
         source, protocol, payload = about.source, about.protocol, transport(about, rng.randbytes(16))
@@ -128,19 +130,29 @@ def test_addresses_with_equal_parameters_differ_by_what_they_own_alone(
     check(engine, wire, observer, vips, rng, 100)
 
 
-def test_an_icmp_error_about_a_packet_with_options_is_kept_by_nobody(
-    engine: NftablesEngine, wire: Wire, observer: Observer
+@pytest.mark.parametrize("function", list(HashFunction), ids=str)
+def test_an_icmp_error_goes_to_the_owner_whatever_options_the_packet_in_it_has(
+    function: HashFunction, engine: NftablesEngine, wire: Wire, observer: Observer
 ):
     rng = random.Random(4)
-    group = HashParameters(HashFunction.JHASH, HashMode.SOURCE_IP, 0, 1, 32)
-    vip = make_vip(1, group, BucketSet.full(1))
+    group = HashParameters(function, HashMode.SOURCE_IP_SOURCE_PORT_DEST_PORT, 9, 2, 32)
+    vip = make_vip(1, group, BucketSet([1]))
     engine.apply(Wanted({vip.ip: vip}, frozenset()))
-    about = random_fields(rng, TCP)
-    for identification, options in enumerate((b"", NOPS)):
-        payload = icmp_error(rng, vip.ip, about, options=options)
+    expected = set()
+    for identification in range(330):
+        about = random_fields(rng, rng.choice(PORTED))
+        if bucket_of(group, about) in vip.owned:
+            expected.add((vip.ip, identification))
+        payload = icmp_error(rng, vip.ip, about, options=NOPS * (identification % 11))
         wire.send([ethernet(ipv4(about.source, vip.ip, ICMP, payload, identification=identification))])
-    observer.await_arrival(2)
-    assert observer.kept() == {(vip.ip, 0)}
+    # Half of a header of options is none that ports could be behind.
+    for words in range(5):
+        payload = bytearray(icmp_error(rng, vip.ip, random_fields(rng, UDP)))
+        payload[8] = 0x40 | words
+        wire.send([ethernet(ipv4(about.source, vip.ip, ICMP, bytes(payload), identification=1000 + words))])
+    observer.await_arrival(335)
+    assert observer.kept() == expected
+    assert 100 < len(expected) < 230
 
 
 def test_a_datagram_in_fragments_is_hashed_whole(engine: NftablesEngine, wire: Wire, observer: Observer):

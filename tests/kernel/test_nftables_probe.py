@@ -45,7 +45,7 @@ def test_here_everything_is_there_and_trying_it_leaves_nothing(engine: NftablesE
     nft("table ip mine { }\ntable ip lbless_probe { chain theirs { }\n }")
     reader = Reader()
     before, generation = ruleset(), reader.generation()
-    assert engine.probe() == EngineReport("nftables", True)
+    assert engine.probe() == EngineReport("nftables", True, capabilities=engine.capabilities())
     assert (ruleset(), reader.generation()) == (before, generation)
     reader.close()
 

@@ -35,6 +35,11 @@ class Asked:
     path: str
     outcome: int | str
 
+    @property
+    def plural(self) -> str:
+        """What a LIST or WATCH was of."""
+        return self.path.partition("?")[0].rpartition("/")[2]
+
 
 class FaultProxy:
     """`with FaultProxy(control_plane, host) as proxy:` has it running on a host until the block ends.

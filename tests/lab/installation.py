@@ -24,7 +24,10 @@ from lbless_api.clusterip import ClusterIP, parse_clusterip
 from lbless_api.hashing import TCP, bucket
 
 ROOT = Path(__file__).parents[2]
+CRDS = ROOT / "crds"
+RBAC = ROOT / "helm/lbless/rbac"
 NAMESPACE = "lbless-system"
+LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
 OPERATOR = "lbless-operator"
 SYNC = "lbless-sync"
 DATAPLANE = "lbless-dataplane"
@@ -121,14 +124,7 @@ class Installation:
 
     def create(self, name: str, spec: Mapping[str, object], namespace: str = "default") -> dict[str, Any]:
         """Create a ClusterIP."""
-        body = {
-            "apiVersion": "lbless.dev/v1alpha1",
-            "kind": "ClusterIP",
-            "metadata": {"name": name, "namespace": namespace},
-            "spec": dict(spec),
-        }
-        path = f"/apis/lbless.dev/v1alpha1/namespaces/{namespace}/clusterips"
-        return self.control_plane.api("POST", path, body)
+        return self.control_plane.make_clusterip(name, spec, namespace)
 
     def delete(self, name: str, namespace: str = "default") -> None:
         """Delete a ClusterIP."""
@@ -159,9 +155,8 @@ class Installation:
 
     def _set_up(self) -> None:
         self._progress.say("installing lbless: CRDs, access rules, nodes")
-        self.control_plane.apply(ROOT / "crds")
-        self._wait_for_crds()
-        self.control_plane.apply(ROOT / "helm/lbless/rbac")
+        install_crds(self.control_plane, self._progress)
+        self.control_plane.apply(RBAC)
         for number, node in enumerate(self.lan.nodes, 1):
             self.control_plane.make_node(node.name, node.address, pod_cidr=f"10.244.{number}.0/24")
         self._progress.say("starting the operator, and sync and dataplane on each node")
@@ -182,16 +177,20 @@ class Installation:
         }
         return ready == {node.name for node in self.lan.nodes}
 
-    def _wait_for_crds(self) -> None:
-        def served() -> bool:
-            try:
-                self.control_plane.api("GET", "/apis/lbless.dev/v1alpha1/clusterips")
-                self.control_plane.api("GET", "/apis/lbless.dev/v1alpha1/clusteripnodes")
-            except LabError:
-                return False
-            return True
 
-        self._progress.until("the API server to serve the CRDs", served, timeout_seconds=20)
+def install_crds(control_plane: ControlPlane, progress: Progress | None = None) -> None:
+    """Apply the CRDs and wait until the API server serves them."""
+    control_plane.apply(CRDS)
+
+    def served() -> bool:
+        try:
+            for plural in ("clusterips", "clusteripnodes"):
+                control_plane.api("GET", f"/apis/lbless.dev/v1alpha1/{plural}")
+        except LabError:
+            return False
+        return True
+
+    (progress or Silence()).until("the API server to serve the CRDs", served, timeout_seconds=20)
 
 
 def owner(clusterip: ClusterIP, source: str, source_port: int, port: int, protocol: int = TCP) -> str:

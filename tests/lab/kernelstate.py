@@ -70,6 +70,7 @@ class Share:
     buckets: BucketSet
     arp_on: str | None
     mac: str | None
+    source_mac: str | None
     on_link: frozenset[tuple[str, bool]]
 
 
@@ -79,6 +80,7 @@ def shares(node: Host) -> dict[str, Share]:
     entries = {key[1]: (key[0], value["goto"]["target"]) for key, value in map(_pair, ip.get("vips", []))}
     arp_on = {address: interface for interface, address in map(_parts, arp.get("vips", []))}
     macs = dict(map(tuple, netdev.get("macs", [])))
+    source_macs = dict(map(tuple, netdev.get("source_macs", [])))
     ports: dict[str, set[tuple[str, int, int]]] = {}
     for address, protocol, port in map(_parts, [*ip.get("ports", []), *ip.get("port_ranges", [])]):
         first, last = port["range"] if isinstance(port, dict) else (port, port)
@@ -94,6 +96,7 @@ def shares(node: Host) -> dict[str, Share]:
         *entries,
         *arp_on,
         *macs,
+        *source_macs,
         *ports,
         *buckets,
         *on_link,
@@ -105,6 +108,7 @@ def shares(node: Host) -> dict[str, Share]:
             BucketSet(buckets.get(address, ())),
             arp_on.get(address),
             macs.get(address),
+            source_macs.get(address),
             frozenset(on_link.get(address, ())),
         )
         for address in known

@@ -4,11 +4,13 @@ Every method is one or two requests; what controllers make of them is for the ca
 """
 
 import datetime
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lab.progress import Silence
 from lab.rest import APPLY_PATCH, STRATEGIC_MERGE_PATCH
 
 Object = dict[str, Any]
@@ -24,6 +26,12 @@ class Endpoint:
     address: str
     node: str
     ready: bool = True
+
+
+def await_later_creation() -> None:
+    """Return when what is created from now on is younger than what is there: creation times have whole seconds."""
+    second = int(time.time())
+    Silence().until("the next second", lambda: int(time.time()) > second, timeout_seconds=5)
 
 
 class Objects(ABC):
@@ -128,6 +136,16 @@ class Objects(ABC):
     def delete_pod(self, namespace: str, name: str) -> None:
         """Delete a Pod at once: with a grace period it would wait for a kubelet."""
         self.api("DELETE", f"/api/v1/namespaces/{namespace}/pods/{name}", {"gracePeriodSeconds": 0})
+
+    def make_clusterip(self, name: str, spec: Mapping[str, Any], namespace: str = "default") -> Object:
+        """Create a ClusterIP of lbless, whose CRDs must be there."""
+        body = {
+            "apiVersion": "lbless.dev/v1alpha1",
+            "kind": "ClusterIP",
+            "metadata": {"name": name},
+            "spec": dict(spec),
+        }
+        return self.api("POST", f"/apis/lbless.dev/v1alpha1/namespaces/{namespace}/clusterips", body)
 
     def make_service(
         self, namespace: str, name: str, *, selector: Mapping[str, str] | None = None, port: int = 80

@@ -24,12 +24,15 @@ def serving(
     *,
     tcp: Sequence[int] = (TCP_PORT, SSH_PORT),
     udp: Sequence[int] = (UDP_PORT,),
+    long: Sequence[int] = (),
 ) -> Iterator[list[subprocess.Popen[str]]]:
     """Serve on every host, on all its addresses, inside the block; every port is bound when it begins.
 
+    `long` are TCP ports whose answers have 256 KiB.
+
     Raises LabError where a server does not start (a port in use, say).
     """
-    servers = [start(host, tcp=tcp, udp=udp) for host in hosts]
+    servers = [start(host, tcp=tcp, udp=udp, long=long) for host in hosts]
     try:
         for host, server in zip(hosts, servers, strict=True):
             await_ready(host, server)
@@ -39,9 +42,11 @@ def serving(
             stop(server)
 
 
-def start(host: Host, *, tcp: Sequence[int], udp: Sequence[int]) -> subprocess.Popen[str]:
+def start(
+    host: Host, *, tcp: Sequence[int], udp: Sequence[int], long: Sequence[int] = ()
+) -> subprocess.Popen[str]:
     """Start the server of one host; it may not be ready yet."""
-    ports = ["--tcp", *map(str, tcp), "--udp", *map(str, udp)]
+    ports = ["--tcp", *map(str, tcp), "--udp", *map(str, udp), "--long", *map(str, long)]
     return host.popen(host.inside("servers", host.name, *ports), stdout=subprocess.PIPE, log="servers")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,13 +28,19 @@ class FakeApi:
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.headers: list[dict[str, str]] = []
         self.bodies: list[bytes] = []
+        self.connections = 0
+        """How many have been opened so far."""
         self.refusals: list[tuple[int, object]] = []
         """Answers for the next requests, in this order: (status, body).
 
         Status 0 closes the connection, -1 leaves the request without an answer until the client goes.
         """
+        self.forbidden: set[str] = set()
+        """Paths that are answered with 403, however often."""
         self.silent = False
         """A watch opened meanwhile gets a header and never anything more."""
+        self.pages_take_seconds = 0.0
+        """How long each page of a LIST is worked on."""
         self._log: list[tuple[int, str, Object]] = []
         self._watches: set[_Watch] = set()
         self._changed = threading.Condition()
@@ -109,6 +116,11 @@ class FakeApi:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
+            def setup(self) -> None:
+                super().setup()
+                with fake._changed:
+                    fake.connections += 1
+
             def do_GET(self) -> None:
                 fake._answer(self)
 
@@ -143,6 +155,8 @@ class FakeApi:
             self.headers.append({key.title(): value for key, value in handler.headers.items()})
             self.bodies.append(body)
             refusal = self.refusals.pop(0) if self.refusals else None
+            if url.path in self.forbidden:
+                refusal = (403, {"message": f"{url.path} is forbidden", "reason": "Forbidden"})
         if refusal and refusal[0] <= 0:
             if refusal[0] < 0:
                 handler.rfile.read(1)
@@ -152,6 +166,7 @@ class FakeApi:
         elif "watch" in query:
             self._serve_watch(handler, int(query["resourceVersion"]))
         else:
+            time.sleep(self.pages_take_seconds)
             self._reply(handler, 200, self._page(query))
 
     def _page(self, query: dict[str, str]) -> Object:
@@ -179,7 +194,6 @@ class FakeApi:
         handler.send_response(200)
         handler.send_header("Transfer-Encoding", "chunked")
         handler.end_headers()
-        handler.close_connection = True
         with self._changed:
             self._watches.add(watch)
             gone = version < self.oldest_version
@@ -192,8 +206,9 @@ class FakeApi:
             else:
                 self._feed(watch)
         except OSError:
-            pass  # the client went away
+            watch.ending = "cut"  # the client went away
         finally:
+            handler.close_connection = watch.ending == "cut"
             with self._changed:
                 self._watches.discard(watch)
 

@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from hypothesis import strategies as st
 
 from lbless_api.buckets import BucketSet
-from lbless_api.clusterip import HashParameters, PortRange, Protocol
+from lbless_api.clusterip import HashParameters, PortRange, Protocol, SourceMAC
 from lbless_api.hashing import HashFunction, HashMode
 from lbless_nodeagent.dataplane.engine import Vip, Wanted
 
@@ -54,6 +54,7 @@ def vips(
         ip=ip,
         interface=draw(st.sampled_from(interfaces)),
         mac=draw(macs),
+        source_mac=draw(st.sampled_from(SourceMAC)),
         hash=group,
         ports=draw(st.none() | port_lists()),
         owned=BucketSet(range(low, high))

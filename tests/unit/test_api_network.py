@@ -6,7 +6,7 @@ import pytest
 
 from lbless_api.fields import Invalid
 from lbless_api.interfaces import Interface, choose_interface
-from lbless_api.mac import default_mac, parse_mac
+from lbless_api.mac import default_mac, parse_mac, unicast_mac
 from lbless_api.refusal import Taken, on_link_edges, refusal
 
 VIP = IPv4Address("10.80.0.100")
@@ -64,6 +64,17 @@ def test_an_address_in_use_is_refused_with_its_holder():
         refusal(IPv4Address("10.244.3.9"), taken) or ""
     )
     assert refusal(IPv4Address("10.80.0.7"), taken) is None
+
+
+def test_the_unicast_mac_is_the_same_without_the_group_bit():
+    assert unicast_mac("03:bf:0a:00:00:64") == "02:bf:0a:00:00:64"
+    assert unicast_mac("ff:ff:ff:ff:ff:fe") == "fe:ff:ff:ff:ff:fe"
+
+
+@pytest.mark.parametrize("mac", ["01:00:5e:00:01:05", "01:00:00:00:00:00", "fd:00:00:00:00:01"])
+def test_a_mac_whose_unicast_one_may_be_a_real_interfaces_has_none(mac: str):
+    with pytest.raises(ValueError, match="not locally administered"):
+        unicast_mac(mac)
 
 
 def test_the_default_mac_is_derived_from_the_address():

@@ -1,14 +1,17 @@
 """The state directory's files and the node's report survive the way out and back."""
 
 import json
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lbless_api.capabilities import Capability
 from lbless_api.digest import applied_digest
 from lbless_api.fields import Invalid
+from lbless_api.hashing import HashFunction, HashMode
 from lbless_api.interfaces import Interface
 from lbless_api.node import EngineReport, NodeStatus, Outstanding, parse_node_status, render_node_status
 from lbless_api.state import (
@@ -30,6 +33,7 @@ INTERFACE = Interface(
     carrier=False,
     incarnation=1764000000000,
 )
+IPTABLES = Capability(frozenset({HashFunction.LEGACY_CLUSTERIP}), frozenset(HashMode), 16)
 FAILURE = Outstanding(
     "uid-1", "default/web", 7, "AddressInUse", "Address 10.0.0.1 belongs to a gateway: choose another."
 )
@@ -40,7 +44,10 @@ def test_observed_is_read_back_as_it_was_written():
         boot_id="b",
         boottime_seconds=12.5,
         kernel="6.18",
-        engines=(EngineReport("nftables", False, "no libnftables"),),
+        engines=(
+            EngineReport("iptables", True, capabilities=(IPTABLES,)),
+            EngineReport("nftables", False, "no libnftables", active=False),
+        ),
         interfaces=(INTERFACE,),
         applied={"uid-1": 7},
         failures=(FAILURE,),
@@ -54,7 +61,7 @@ def test_observed_is_read_back_as_it_was_written():
 def test_a_nodes_report_is_read_back_as_it_was_written():
     status = NodeStatus(
         "6.18",
-        (EngineReport("nftables", True),),
+        (EngineReport("iptables", True, capabilities=(IPTABLES, replace(IPTABLES, max_buckets=32))),),
         (INTERFACE,),
         "00ff",
         (FAILURE,),

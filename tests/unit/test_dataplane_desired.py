@@ -53,7 +53,7 @@ def test_a_file_cut_anywhere_is_a_fault_of_its_own_clusterip_alone(tmp_path: Pat
         ({"ip": "fd00::1"}, "NotSupported", "IPv6 is not supported yet"),
         ({"buckets": 0}, "Invalid", "spec.buckets is 0"),
         ({"mac": "02:00:00:00:00:01"}, "Invalid", "is a unicast one"),
-        ({"sourceMAC": "Cluster"}, "NotSupported", "not supported by this version"),
+        ({"sourceMAC": "Switch"}, "Invalid", "use Node or Cluster"),
     ],
 )
 def test_an_object_that_breaks_the_contract_says_who_it_is_and_what_is_wrong(
@@ -107,6 +107,34 @@ def test_the_loss_of_a_file_is_told_from_a_deletion(tmp_path: Path) -> None:
     assert f"{tmp_path}/lost.json was removed, and not by lbless-sync" in read.faults["lost"].message
     written(tmp_path, "lost")
     assert directory.read().faults == {}
+
+
+def test_a_file_that_came_since_the_last_announcement_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".complete").write_text(render_complete(BOOT, []))
+    directory = DesiredDirectory(tmp_path, BOOT)
+    directory.read()
+    (tmp_path / ".complete").write_text(render_complete(BOOT, []))
+    drain = directory.drain
+
+    def drain_and_go_on() -> bool:
+        """Between this and the reading of .complete sync writes one more."""
+        drained = drain()
+        written(tmp_path, "a")
+        (tmp_path / ".complete").write_text(render_complete(BOOT, ["a"]))
+        return drained
+
+    monkeypatch.setattr(directory, "drain", drain_and_go_on)
+    read = directory.read()
+    assert (read.documents.keys(), read.faults) == ({"a"}, {})
+
+
+@pytest.mark.parametrize("word", ["../a", "a/b", "a\0b", ".complete"])
+def test_a_word_that_is_no_uid_names_no_file_that_was_lost(tmp_path: Path, word: str) -> None:
+    (tmp_path / ".complete").write_text(render_complete(BOOT, [word]))
+    read = DesiredDirectory(tmp_path, BOOT).read()
+    assert (read.complete, read.faults) == (True, {})
 
 
 def test_a_list_of_another_boot_loses_nothing(tmp_path: Path) -> None:

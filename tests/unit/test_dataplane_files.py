@@ -23,8 +23,7 @@ def test_a_written_value_is_read_back_and_no_temporary_file_stays(tmp_path: Path
 
 def test_a_word_is_read_back_without_its_newline(tmp_path: Path) -> None:
     path = tmp_path / ".complete"
-    files.write_word(path, "6b0e1a4c-0000-4000-8000-000000000000")
-    assert path.read_text() == "6b0e1a4c-0000-4000-8000-000000000000\n"
+    files.write_bytes(path, b"6b0e1a4c-0000-4000-8000-000000000000\n")
     assert files.read_text(path) == "6b0e1a4c-0000-4000-8000-000000000000"
 
 

@@ -38,6 +38,7 @@ NETWORK = Network(
         7: link(7, "lan0", kind="veth"),
         8: link(8, "kube-ipvs0", kind="dummy", ethernet=False),
         9: link(9, "vrf-port", enslaved=True),
+        10: link(10, "dummy0", kind="dummy", ethernet=False),
     },
     addresses=(
         address(1, "127.0.0.1", 8),
@@ -49,6 +50,7 @@ NETWORK = Network(
         address(7, "10.10.0.11", 24),
         address(8, "10.96.0.10", 32),
         address(9, "10.11.0.11", 24),
+        address(10, "10.8.0.13", 32),
     ),
     gateways=frozenset({(2, IPv4Address("10.8.0.1")), (4, IPv4Address("10.9.0.1"))}),
 )
@@ -76,7 +78,7 @@ def test_an_interface_knows_its_gateways() -> None:
     [
         ("10.8.0.11", "this node (10.8.0.11/24 on eth0)"),
         ("10.8.0.12", "this node (10.8.0.12/32 on eth0)"),
-        ("10.96.0.10", "this node (10.96.0.10/32 on kube-ipvs0)"),
+        ("10.8.0.13", "this node (10.8.0.13/32 on dummy0)"),
         ("10.9.0.1", "a gateway of this node on br0"),
         ("10.8.0.255", "the broadcast address of 10.8.0.0/24"),
         ("10.244.1.7", "this node's pod range"),
@@ -85,6 +87,10 @@ def test_an_interface_knows_its_gateways() -> None:
 def test_what_is_in_use_on_any_link_is_refused(ip: str, says: str) -> None:
     in_use = taken(NETWORK, OWN, [IPv4Network("10.244.1.0/24")])
     assert says in (refusal(IPv4Address(ip), in_use) or "")
+
+
+def test_an_address_that_kube_proxy_keeps_for_ipvs_is_not_in_use() -> None:
+    assert refusal(IPv4Address("10.96.0.10"), taken(NETWORK, OWN, [])) is None
 
 
 def test_a_shared_address_that_is_already_here_is_not_in_use() -> None:

@@ -136,6 +136,46 @@ def test_an_address_whose_rules_are_gone_and_cannot_be_made_again_is_no_longer_i
     assert programming.installed == {}
 
 
+def test_rules_flushed_while_the_engine_is_left_in_peace_are_no_longer_installed() -> None:
+    engine = MemoryEngine()
+    programming = Programming(engine)
+    programming.program(by_ip(vip(1)), PODS, 0.0)
+    engine.fails = lambda _: "No buffer space available."
+    wanted = by_ip(vip(1), vip(2))
+    programming.program(wanted, PODS, 1.0)
+    engine.kernel = Wanted({}, frozenset())
+    programming.check()
+    applies = engine.applies
+    assert programming.program(wanted, PODS, 1.1).keys() == wanted.keys()
+    assert engine.applies == applies
+    assert programming.installed == {}
+
+
+def test_rules_flushed_while_one_at_fault_waits_are_made_again_with_what_that_one_had() -> None:
+    engine = faulty(1)
+    programming = Programming(engine)
+    before = by_ip(vip(1, "0-9"), vip(2))
+    programming.program(before, PODS, 0.0)
+    programming.program(by_ip(vip(1), vip(2)), PODS, 1.0)
+    engine.kernel = Wanted({}, frozenset())
+    programming.check()
+    programming.program(by_ip(vip(1), vip(2)), PODS, 1.1)
+    assert engine.kernel.vips == before == programming.installed
+
+
+def test_rules_flushed_where_the_engine_does_not_work_are_no_longer_installed() -> None:
+    engine = MemoryEngine(Wanted(by_ip(vip(1)), PODS))
+    engine.available = False
+    programming = Programming(engine)
+    programming.check()
+    assert programming.program(by_ip(vip(1)), PODS, 0.0)
+    assert programming.installed == by_ip(vip(1))
+    engine.kernel = Wanted({}, frozenset())
+    programming.check()
+    assert programming.program(by_ip(vip(1)), PODS, 1.0)
+    assert programming.installed == {}
+
+
 def test_a_removal_that_fails_blames_nobody_who_was_added() -> None:
     engine = MemoryEngine()
     programming = Programming(engine)

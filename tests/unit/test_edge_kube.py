@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from kubernetes import client, config
 
+from lbless_edge import kube
 from lbless_edge.explain import explain
 from lbless_edge.kube import (
     CLUSTERIPNODES,
@@ -53,6 +55,13 @@ def kubeconfig(
     }
     path.write_text(yaml.safe_dump(text))
     return str(path)
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, f"never came: {what}"
+        time.sleep(0.005)
 
 
 def sentence_of(kubeconfig: str | None) -> str:
@@ -221,6 +230,18 @@ def test_many_threads_share_one_api(fake: FakeApi, url: str) -> None:
     assert len(fake.requests) == 80
 
 
+def test_as_many_watches_as_it_was_made_for_keep_their_connections(fake: FakeApi, url: str) -> None:
+    count = 40
+    api = Api(client.Configuration(host=url), connections=count)
+    for _ in range(3):
+        watches = [api.watch(NODES, "1") for _ in range(count)]
+        wait_for(lambda: fake.open_watches == count, "the watches")
+        fake.end_watches(cut=False)
+        for watch in watches:
+            assert not list(watch)
+    assert fake.connections == count
+
+
 @pytest.mark.parametrize(
     ("path", "status", "words"),
     [
@@ -257,3 +278,14 @@ def test_only_a_server_that_may_still_be_working_is_given_more_time(fake: FakeAp
             api.get(NODES)
         timed_out.append(error.value.timed_out)
     assert timed_out == [False, False, True]
+
+
+def test_a_handshake_that_is_not_answered_says_nothing_of_how_long_the_server_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kube, "CONNECT_TIMEOUT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ApiError, match="nothing was heard for too long") as error:
+            Api(client.Configuration(host=url), read_timeout_seconds=60).get(NODES)
+    assert not error.value.timed_out

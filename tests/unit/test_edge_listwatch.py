@@ -4,14 +4,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import pytest
 from kubernetes import client
 
+from lbless_edge import listwatch as module
 from lbless_edge.backoff import Backoff
-from lbless_edge.kube import CLUSTERIPS, Api, Object
+from lbless_edge.kube import CLUSTERIPS, Api, Object, Watch
 from lbless_edge.listwatch import ListWatch
+from lbless_edge.patience import Patience
 from unit.fakeapi import FakeApi
 
 DEADLINE_SECONDS = 10
@@ -42,6 +45,23 @@ class Mirror:
         return {obj["metadata"]["name"] for obj in self.objects.values()}
 
 
+class Waits(Api):
+    """An Api that keeps how long it was told to wait for each answer."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(client.Configuration(host=url))
+        self.for_lists: list[float] = []
+        self.for_watches: list[float] = []
+
+    def list_pages(self, path: str, **query: Any) -> Iterator[tuple[list[Object], str]]:
+        self.for_lists.append(query["read_timeout_seconds"])
+        return super().list_pages(path, **query)
+
+    def watch(self, path: str, resource_version: str, **query: Any) -> Watch:
+        self.for_watches.append(query["read_timeout_seconds"])
+        return super().watch(path, resource_version, **query)
+
+
 def wait_for(condition: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not condition():
@@ -62,13 +82,19 @@ def url(fake: FakeApi) -> Iterator[str]:
 
 @contextmanager
 def following(
-    url: str, mirror: Mirror, *, page: int = 500, silence_seconds: float = 75
+    server: str | Api,
+    mirror: Mirror,
+    *,
+    page: int = 500,
+    silence_seconds: float = 75,
+    backoff: Backoff | None = None,
+    turn: AbstractContextManager[object] | None = None,
 ) -> Iterator[ListWatch]:
     stop = threading.Event()
-    api = Api(client.Configuration(host=url))
-    quick = Backoff(base_seconds=0.01, cap_seconds=0.05)
+    api = Api(client.Configuration(host=server)) if isinstance(server, str) else server
+    quick = backoff or Backoff(base_seconds=0.01, cap_seconds=0.05)
     listwatch = ListWatch(
-        api, CLUSTERIPS, mirror, stop, page=page, silence_seconds=silence_seconds, backoff=quick
+        api, CLUSTERIPS, mirror, stop, page=page, silence_seconds=silence_seconds, backoff=quick, turn=turn
     )
     thread = threading.Thread(target=listwatch.run, daemon=True)
     thread.start()
@@ -220,6 +246,82 @@ def test_a_connection_that_is_half_open_is_noticed_by_its_silence(fake: FakeApi,
         wait_for(lambda: "a" in mirror.names, "the object, by a new connection")
         assert mirror.lists == 1
         assert fake.count(watch=True) >= 2
+
+
+def test_a_watch_that_opens_again_is_waited_for_no_longer_than_before_the_server_stalled(
+    fake: FakeApi, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "Patience", lambda: Patience(first_seconds=0.1))
+    api, mirror = Waits(url), Mirror()
+    with following(api, mirror):
+        wait_for(lambda: fake.open_watches, "the watch")
+        fake.refusals = [(-1, "")] * 3
+        fake.end_watches(cut=True)
+        wait_for(lambda: len(api.for_watches) == 5 and fake.open_watches, "the watch after the stall")
+        fake.end_watches(cut=True)
+        wait_for(lambda: len(api.for_watches) == 6, "the next watch")
+    assert api.for_watches[1:5] == pytest.approx([0.1, 0.2, 0.4, 0.8], rel=0.5)
+    assert api.for_watches[5] < api.for_watches[4] / 2
+    assert mirror.lists == 1, "the watch went on where it was: no LIST has taught it anything"
+
+
+def test_a_server_that_is_slow_to_list_is_given_more_time_however_quickly_it_opens_watches(
+    fake: FakeApi, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "Patience", lambda: Patience(first_seconds=0.1))
+    api, mirror = Waits(url), Mirror()
+    with following(api, mirror):
+        wait_for(lambda: fake.open_watches, "the watch")
+        fake.pages_take_seconds = 0.5
+        fake.silence_watches()
+        fake.put("a")
+        for lists in (2, 3):
+            fake.forget_history()
+            fake.end_watches(cut=True)
+            wait_for(lambda: mirror.lists == lists and fake.open_watches, "a slow LIST")  # noqa: B023
+            fake.bookmark()
+    assert api.for_lists[1:5] == pytest.approx([0.1, 0.2, 0.4, 0.8], rel=0.5)
+    assert len(api.for_lists) == 6, "the second LIST was given its time at once"
+
+
+def test_a_watch_that_was_open_for_long_is_taken_up_at_once_whatever_failed_before_it(
+    fake: FakeApi, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WELL_SECONDS", 0.1)
+    fake.silent = True
+    backoff = Backoff(base_seconds=1e-6, cap_seconds=3600)
+    for _ in range(40):
+        backoff.failed()
+    with following(url, Mirror(), silence_seconds=0.2, backoff=backoff):
+        wait_for(lambda: fake.count(watch=True) == 3, "two watches more, both silent")
+
+
+def test_one_that_is_ended_while_it_waits_for_its_turn_asks_for_nothing_any_more(
+    fake: FakeApi, url: str
+) -> None:
+    turn, stop = threading.Lock(), threading.Event()
+    listwatch = ListWatch(Api(client.Configuration(host=url)), CLUSTERIPS, Mirror(), stop, turn=turn)
+    thread = threading.Thread(target=listwatch.run, daemon=True)
+    with turn:
+        thread.start()
+        wait_for(lambda: listwatch.lists_for_seconds, "its wait")
+        stop.set()
+        listwatch.cut()
+        assert fake.requests == []
+    thread.join(DEADLINE_SECONDS)
+    assert not thread.is_alive()
+    assert fake.requests == []
+
+
+def test_a_list_is_under_way_from_the_wait_for_its_turn_to_its_end(fake: FakeApi, url: str) -> None:
+    turn, mirror = threading.Lock(), Mirror()
+    with turn, following(url, mirror, turn=turn) as listwatch:
+        wait_for(lambda: listwatch.lists_for_seconds, "its wait")
+        assert not mirror.lists
+        turn.release()
+        wait_for(lambda: fake.open_watches, "the watch")
+        assert listwatch.lists_for_seconds == 0
+        turn.acquire()
 
 
 def test_errors_are_tried_again_and_each_new_sentence_is_logged_once(

@@ -2,12 +2,14 @@
 
 import re
 from collections import defaultdict
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lbless_api.buckets import BucketSet
+from lbless_api.clusterip import SourceMAC
 from lbless_nodeagent.dataplane.engine import Wanted
 from lbless_nodeagent.dataplane.nftables.footprint import elements, footprint, vip
 from lbless_nodeagent.dataplane.nftables.names import Family, group_of_set, owned_set
@@ -98,6 +100,15 @@ def test_every_state_is_reached_from_every_other_and_each_piece_is_harmless(
 @given(wanteds())
 def test_what_is_held_already_takes_no_transaction(wanted: Wanted):
     assert transactions(target(wanted), target(wanted)) == []
+
+
+@given(wanteds())
+def test_another_source_mac_is_elements_alone(wanted: Wanted):
+    other = {SourceMAC.NODE: SourceMAC.CLUSTER, SourceMAC.CLUSTER: SourceMAC.NODE}
+    changed = {ip: replace(vip, source_mac=other[vip.source_mac]) for ip, vip in wanted.vips.items()}
+    steps = transactions(target(wanted), target(replace(wanted, vips=changed)))
+    assert sum(step.elements for step in steps) == len(changed)
+    assert all(not step.restructured for step in steps)
 
 
 @given(wanteds())

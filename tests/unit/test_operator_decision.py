@@ -266,6 +266,65 @@ def test_a_silent_agent_keeps_its_buckets_and_the_others_share_the_rest():
     assert condition(scenario.step(), Type.PROGRAMMED) == ("True", "Programmed")
 
 
+IPTABLES = {
+    "name": "iptables",
+    "available": True,
+    "active": True,
+    "capabilities": [{"functions": ["LegacyClusterIP"], "modes": ["SourceIP"], "maxBuckets": 16}],
+}
+CANNOT = "the iptables engine cannot do hashFunction JHash: use LegacyClusterIP."
+
+
+def test_a_node_whose_engine_cannot_serve_it_is_left_out_and_named_until_it_can():
+    scenario = serving("a", "b", "c")
+    scenario.learn(objects.agent("a", scenario.next(), engines=[IPTABLES]))
+    decision = scenario.step()
+    assert sorted(shares(decision)) == ["b", "c"]
+    assert condition(decision, Type.DEGRADED) == ("True", "EngineIncapable")
+    assert message(decision, Type.DEGRADED) == f"Node a: {CANNOT}"
+    assert told(decision) == [NoticeReason.MOVED, NoticeReason.ENGINE_INCAPABLE]
+    assert "from a, which has no engine that can serve it, to" in decision.notices[0].note
+    scenario.confirm("b", "c")
+    assert told(scenario.step()) == []
+    scenario.learn(objects.agent("a", scenario.next()))
+    decision = scenario.step()
+    assert sorted(shares(decision)) == ["a", "b", "c"]
+    assert condition(decision, Type.DEGRADED) == ("False", "AsPlanned")
+
+
+def test_a_clusterip_that_no_nodes_engine_can_serve_keeps_its_assignment_and_says_why():
+    scenario = serving("a", "b")
+    before = scenario.decide().status.owners()
+    for name in "ab":
+        scenario.learn(objects.agent(name, scenario.next(), engines=[IPTABLES]))
+    decision = scenario.step()
+    assert decision.status.owners() == before
+    assert condition(decision, Type.READY) == ("False", "NoEligibleNode")
+    assert f"Nodes a and b: {CANNOT}" in message(decision, Type.READY)
+
+
+def test_sixty_four_nodes_whose_engines_change_one_by_one_are_no_flood_of_events():
+    names = [f"n{number:02}" for number in range(65)]
+    scenario = serving(*names)
+    incapable = 0
+    for name in names[1:]:
+        scenario.learn(objects.agent(name, scenario.next(), engines=[IPTABLES]))
+        incapable += told(scenario.step()).count(NoticeReason.ENGINE_INCAPABLE)
+    assert incapable == 1
+    assert f"Nodes n01, n02, n03, n04, n05, n06 and 58 more: {CANNOT}" in message(
+        scenario.decide(), Type.DEGRADED
+    )
+
+
+def test_a_silent_agent_hides_no_incapable_engine():
+    scenario = serving("a", "b", "c")
+    scenario.silence("a")
+    scenario.learn(objects.agent("b", scenario.next(), engines=[IPTABLES]))
+    decision = scenario.step()
+    assert condition(decision, Type.DEGRADED) == ("True", "AgentSilent")
+    assert message(decision, Type.DEGRADED).endswith(f"Node b: {CANNOT}")
+
+
 def test_a_dead_node_stays_named_without_buckets_while_it_still_belongs_here():
     scenario = serving("a", "b")
     scenario.silence("a")
@@ -312,13 +371,27 @@ def test_a_spec_that_is_refused_later_leaves_the_assignment_in_force():
     scenario = serving("a", "b")
     before = scenario.status
     assert before is not None
-    scenario.respec(sourceMAC="Cluster")
+    scenario.respec(buckets=0)
     decision = scenario.step()
     assert (decision.status.assignments, decision.status.epoch) == (before.assignments, before.epoch)
-    assert condition(decision, Type.READY) == ("False", "NotSupported")
+    assert condition(decision, Type.READY) == ("False", "Invalid")
     assert decision.status.mac == before.mac
     assert decision.status.nodes == "2/2"
     assert told(decision) == [NoticeReason.REFUSED]
+
+
+def test_a_shared_source_mac_is_served_and_warned_of_until_it_is_taken_back():
+    scenario = Scenario("a", sourceMAC="Cluster")
+    first = scenario.step()
+    assert condition(first, Type.SOURCE_MAC_UNSAFE) == ("True", "SharedSourceMAC")
+    assert "source 02:bf:c0:00:02:0a" in message(first, Type.SOURCE_MAC_UNSAFE)
+    assert told(first) == [NoticeReason.ASSIGNED, NoticeReason.SOURCE_MAC_UNSAFE]
+    assert sum(shares(first).values()) == 16
+    assert told(scenario.step()) == []
+    scenario.respec(sourceMAC="Node")
+    assert Type.SOURCE_MAC_UNSAFE not in {c.type for c in scenario.step().status.conditions}
+    scenario.respec(sourceMAC="Cluster")
+    assert told(scenario.step()) == [NoticeReason.SOURCE_MAC_UNSAFE]
 
 
 def test_an_address_found_in_use_refuses_a_new_clusterip_and_degrades_one_that_serves():

@@ -7,9 +7,11 @@ from ipaddress import IPv4Interface
 import pytest
 
 from lbless_api import EXCLUDE_LABEL
+from lbless_api.capabilities import Capability
 from lbless_api.clusterip import Spec, parse_spec
+from lbless_api.hashing import HashFunction, HashMode
 from lbless_api.interfaces import Interface
-from lbless_api.node import NodeStatus
+from lbless_api.node import EngineReport, NodeStatus
 from lbless_operator.agents import Freshness
 from lbless_operator.eligibility import (
     Candidate,
@@ -18,6 +20,7 @@ from lbless_operator.eligibility import (
     Standing,
     Verdict,
     describe,
+    explain_incapable,
     explain_none,
     judge,
 )
@@ -45,11 +48,13 @@ def node(**fields: object) -> NodeFact:
     return NodeFact(**{**values, **fields})  # type: ignore[arg-type] # a test's shorthand
 
 
-def report(address: str = "192.0.2.1/24", *, carrier: bool = True) -> NodeStatus:
+def report(
+    address: str = "192.0.2.1/24", *, carrier: bool = True, engines: tuple[EngineReport, ...] = ()
+) -> NodeStatus:
     interface = Interface(
         "eth0", "02:00:00:00:00:01", (IPv4Interface(address),), carrier=carrier, incarnation=7
     )
-    return NodeStatus("6.1", (), (interface,), "", (), ())
+    return NodeStatus("6.1", engines, (interface,), "", (), ())
 
 
 def verdict(
@@ -98,6 +103,68 @@ def test_a_node_that_can_be_told_is_out_whether_it_is_named_or_not(fields, fact,
 def test_an_interface_without_carrier_takes_the_node_out():
     found = verdict(said=report(carrier=False), named=True)
     assert (found.standing, found.cause) == (Standing.OUT, Cause.NO_CARRIER)
+
+
+ABLE = Capability(frozenset(HashFunction), frozenset(HashMode), 4096, 1, ports=True)
+IPTABLES = EngineReport(
+    "iptables",
+    True,
+    capabilities=(Capability(frozenset({HashFunction.LEGACY_CLUSTERIP}), frozenset(HashMode), 16),),
+)
+ASKS_LITTLE = {"hashFunction": "LegacyClusterIP", "buckets": 16}
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "detail"),
+    [
+        ({}, "hashFunction JHash: use LegacyClusterIP."),
+        ({**ASKS_LITTLE, "buckets": 17}, "17 buckets: use 1 to 16."),
+        ({**ASKS_LITTLE, "sourcePrefixLength": 24}, "sourcePrefixLength 24: use 32."),
+        (
+            {**ASKS_LITTLE, "ports": [{"port": 80}]},
+            "ports: use a ClusterIP without ports, or another engine.",
+        ),
+        (ASKS_LITTLE, ""),
+    ],
+)
+def test_a_node_whose_engine_cannot_do_what_is_asked_is_out_with_its_sentence(fields, detail, named):
+    found = verdict(spec_of(**fields), said=report(engines=(IPTABLES,)), named=named)
+    if not detail:
+        assert found.standing is Standing.ELIGIBLE
+        return
+    assert (found.standing, found.cause) == (Standing.OUT, Cause.ENGINE_INCAPABLE)
+    assert found.detail == f"the iptables engine cannot do {detail}"
+
+
+def test_the_engine_in_use_is_what_counts_and_one_that_says_nothing_is_an_older_versions():
+    unused = EngineReport("nftables", True, active=False, capabilities=(ABLE,))
+    assert verdict(said=report(engines=(unused, IPTABLES))).cause is Cause.ENGINE_INCAPABLE
+    assert verdict(said=report(engines=(EngineReport("nftables", True),))).standing is Standing.ELIGIBLE
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_node_whose_engine_does_not_work_is_out_with_what_it_says(named):
+    useless = EngineReport("nftables", False, "This kernel has no nftables.")
+    found = verdict(said=report(engines=(useless,)), named=named)
+    assert (found.standing, found.cause) == (Standing.OUT, Cause.ENGINE_INCAPABLE)
+    assert found.detail == "the nftables engine does not work there: This kernel has no nftables."
+    long = verdict(said=report(engines=(EngineReport("nftables", False, "m" * 2000),)))
+    assert len(long.detail) < 400
+
+
+def test_an_agent_that_cannot_even_run_for_its_engine_keeps_what_it_has_as_it_cannot_let_go():
+    nothing = NodeStatus("6.1", (EngineReport("nftables", False, "No permission."),), (), "", (), ())
+    kept = verdict(said=nothing, named=True)
+    assert (kept.standing, kept.cause) == (Standing.PINNED, Cause.ENGINE_INCAPABLE)
+    assert "No permission." in kept.detail
+    assert verdict(said=nothing).standing is Standing.OUT
+
+
+def test_what_a_person_did_and_the_workload_come_before_the_engine():
+    said = report(engines=(IPTABLES,))
+    assert verdict(fact=node(weight="0"), said=said).cause is Cause.WEIGHT_ZERO
+    assert verdict(spec_of(**PODS), said=said, ready=0).cause is Cause.NO_READY_POD
 
 
 def test_a_node_that_is_not_ready_but_hears_is_eligible():
@@ -224,6 +291,19 @@ def out(name: str, cause: Cause) -> Verdict:
             "No node is eligible: the only one has no lbless agent.",
         ),
         (
+            [out("a", Cause.NO_MATCHING_INTERFACE), out("b", Cause.NO_MATCHING_INTERFACE)],
+            {},
+            True,
+            "No node has an interface whose subnet contains 192.0.2.10 (of 2 nodes): "
+            "use an address of the nodes' own subnet.",
+        ),
+        (
+            [out("a", Cause.NO_MATCHING_INTERFACE)],
+            {"interfaces": ["eth*", "bond0"]},
+            True,
+            "No node has an interface that matches spec.interfaces eth*, bond0 (of 1 node): correct them.",
+        ),
+        (
             [out("a", Cause.NOT_SELECTED), out("b", Cause.NO_MATCHING_INTERFACE)],
             {"nodeSelector": {"zone": "a"}},
             True,
@@ -243,3 +323,30 @@ def test_every_cause_has_words_for_one_and_for_many(cause):
         assert one.split()[0] in {"has", "is", "does"}
         assert many.split()[0] in {"have", "are", "do"}
         assert "{" not in one + many
+
+
+def incapable(name: str, detail: str) -> Verdict:
+    return Verdict(name, Standing.OUT, Cause.ENGINE_INCAPABLE, detail=detail)
+
+
+def test_nodes_with_the_same_engine_are_named_together_and_sixty_four_are_not_listed():
+    detail = "the iptables engine cannot do 256 buckets: use 1 to 16."
+    many = [incapable(f"n{number:02}", detail) for number in range(64)]
+    assert explain_incapable([out("a", Cause.TAINTED)]) == ""
+    assert explain_incapable(many[:1]) == f"Node n00: {detail}"
+    assert explain_incapable(many) == f"Nodes n00, n01, n02, n03, n04, n05 and 58 more: {detail}"
+    different = [incapable(f"n{number:02}", f"the engine says {number}.") for number in range(64)]
+    said = explain_incapable(different)
+    assert said.startswith("Node n00: the engine says 0. Node n01:")
+    assert said.endswith("Node n05: the engine says 5. 58 more nodes have other troubles of that kind.")
+
+
+def test_where_no_node_is_eligible_the_engines_sentence_is_there():
+    detail = "the iptables engine cannot do 256 buckets: use 1 to 16."
+    one = explain_none(spec_of(), [incapable("a", detail)], Readiness(), "shop")
+    assert one == f"No node is eligible: the only one has no engine that can serve it. Node a: {detail}"
+    verdicts = [incapable("a", detail), incapable("b", detail), out("c", Cause.TAINTED)]
+    assert explain_none(spec_of(), verdicts, Readiness(), "shop") == (
+        "No node is eligible, of 3 nodes: 2 have no engine that can serve it, 1 is tainted NoExecute. "
+        f"Nodes a and b: {detail}"
+    )

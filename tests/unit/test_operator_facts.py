@@ -99,10 +99,10 @@ def test_a_service_range_is_read_without_its_ipv6_half():
 
 
 def test_a_spec_that_breaks_the_contract_is_a_fault_that_keeps_identity_and_address():
-    fact = fact_of(objects.clusterip(spec={"sourceMAC": "Cluster"}), ClusterIPFact)
+    fact = fact_of(objects.clusterip(spec={"buckets": 0}), ClusterIPFact)
     assert fact.spec is None
     assert fact.fault is not None
-    assert fact.fault.reason == "NotSupported"
+    assert fact.fault.reason == "Invalid"
     assert (fact.identity.key, fact.address) == ("shop/web", IPv4Address("192.0.2.10"))
 
 

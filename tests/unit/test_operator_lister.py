@@ -8,14 +8,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from kubernetes import client
 
 from lbless_api.clusterip import PodWorkload
 from lbless_api.selectors import LabelSelector
-from lbless_edge.kube import CLUSTERIPS, NODES, Api
+from lbless_edge.kube import CLUSTERIPS, NODES, Api, ApiError, Object
 from lbless_edge.patience import Patience
+from lbless_operator import agenda as module_agenda
 from lbless_operator import lister as module
 from lbless_operator import mailbox as module_mailbox
 from lbless_operator.facts import Kind, Scope, Seen
@@ -41,9 +43,35 @@ def fake() -> FakeApi:
     return FakeApi()
 
 
+class Gate(Api):
+    """An Api whose LISTs of pods come to a gate, in the order in which they began."""
+
+    def __init__(self, configuration: client.Configuration) -> None:
+        super().__init__(configuration)
+        self.came = 0
+        self.may_pass = threading.Semaphore(0)
+        self.failure: ApiError | None = None
+        """What becomes of those that pass."""
+
+    def list_pages(self, path: str, **query: Any) -> Iterator[tuple[list[Object], str]]:
+        if path.endswith("/pods"):
+            self.came += 1
+            assert self.may_pass.acquire(timeout=10)
+            if self.failure:
+                raise self.failure
+        return super().list_pages(path, **query)
+
+
 @contextmanager
 def listing(fake: FakeApi, *scopes: Scope) -> Iterator[tuple[Lister, list[News]]]:
     """A lister at work, and what it has put into its mailbox so far."""
+    with gated(fake, *scopes, api=Api) as (lister, got, _):
+        yield lister, got
+
+
+@contextmanager
+def gated(fake: FakeApi, *scopes: Scope, api: Any = Gate) -> Iterator[tuple[Lister, list[News], Gate]]:
+    """The same, with a gate for its LISTs of pods."""
     stop, mailbox, got = threading.Event(), Mailbox(), []
 
     def collect() -> None:
@@ -51,12 +79,13 @@ def listing(fake: FakeApi, *scopes: Scope) -> Iterator[tuple[Lister, list[News]]
             got.extend(mailbox.take(0.05))
 
     with fake.serve() as url:
-        lister = Lister(Api(client.Configuration(host=url)), mailbox, frozenset(scopes), stop, time.monotonic)
+        asked = api(client.Configuration(host=url))
+        lister = Lister(asked, mailbox, frozenset(scopes), stop, time.monotonic)
         threads = [threading.Thread(target=work) for work in (lister.run, collect)]
         for thread in threads:
             thread.start()
         try:
-            yield lister, got
+            yield lister, got, asked
         finally:
             stop.set()
             lister.wake()
@@ -178,9 +207,25 @@ def test_a_round_that_is_asked_for_comes_soon_and_many_askers_get_one(fake: Fake
         assert fake.count(watch=False) == 2
 
 
-def test_an_object_that_cannot_be_read_spoils_the_list_and_deletes_nothing(fake, caplog):
-    fake.put("n1")
+def test_objects_that_cannot_be_read_are_listed_as_such_and_said_once(fake, caplog):
+    for name in ("n1", "n2", "n3"):
+        fake.put(name)
     fake.objects["n1"]["metadata"]["resourceVersion"] = "abc"
+    fake.objects["n2"]["metadata"]["labels"] = "web"
+    with listing(fake, NODE_SCOPE) as (lister, got):
+        wait_for(lambda: rounds(got), "a round")
+        lister.request_round()
+        wait_for(lambda: rounds(got) == 2, "another")
+    for one in (news for news in got if isinstance(news, Listing)):
+        assert [seen.name for seen in one.objects] == ["n3"]
+        assert one.unread == {"n1", "n2"}
+    (line,) = [line for line in caplog.messages if "cannot be read" in line]
+    assert line.startswith("Node n1 (and 1 more like it) cannot be read, and counts as what was known of it")
+
+
+def test_an_object_without_a_name_spoils_the_list_and_deletes_nothing(fake, caplog):
+    fake.put("n1")
+    del fake.objects["n1"]["metadata"]["name"]
     with listing(fake, NODE_SCOPE) as (_, got):
         wait_for(lambda: "cannot be read" in caplog.text, "a complaint")
     assert [news for news in got if isinstance(news, Listing)] == []
@@ -238,11 +283,75 @@ def test_what_is_not_watched_yet_is_listed_when_its_watch_has_begun(fake: FakeAp
     assert [path for path, _ in fake.requests][2] == "/api/v1/namespaces/shop/pods"
 
 
+def test_a_workload_that_may_not_be_listed_holds_up_no_round_and_is_asked_for_until_it_may(fake: FakeApi):
+    fake.forbidden = {"/api/v1/namespaces/shop/pods"}
+    with listing(fake, NODE_SCOPE) as (lister, got):
+        wait_for(lambda: rounds(got), "a round")
+        lister.follow(frozenset({NODE_SCOPE, pods_of("web")}))
+        for number in (2, 3):
+            began = time.monotonic()
+            lister.request_round()
+            wait_for(lambda least=number: rounds(got) >= least, "another round")
+            lister.await_round(began)
+        assert lister.awaited == {pods_of("web")}
+        assert lister.overdue(0.0) == {pods_of("web")}
+        assert lister.overdue(3600.0) == set()
+        fake.forbidden.clear()
+        wait_for(lambda: pods_listed(got), "the pods")
+        wait_for(lambda: not lister.awaited, "that nothing is awaited")
+        assert lister.overdue(0.0) == set()
+
+
+def test_a_workload_whose_list_hangs_holds_up_no_round(fake: FakeApi):
+    with gated(fake, NODE_SCOPE) as (lister, got, gate):
+        lister.follow(frozenset({NODE_SCOPE, pods_of("web")}))
+        wait_for(lambda: gate.came, "the LIST of pods")
+        for number in (1, 2):
+            lister.request_round()
+            wait_for(lambda least=number: rounds(got) >= least, "a round")
+        assert pods_listed(got) == 0
+        gate.may_pass.release(2)
+
+
+def drop_and_ask(lister: Lister) -> None:
+    lister.follow(frozenset({NODE_SCOPE}))
+    lister.follow(frozenset({NODE_SCOPE, pods_of("web")}))
+
+
+@pytest.mark.parametrize("ask", [lambda lister: lister.list_again(Kind.POD, "shop"), drop_and_ask])
+def test_what_is_asked_for_while_it_is_being_listed_is_listed_again(
+    fake: FakeApi, ask: Callable[[Lister], None]
+):
+    with gated(fake, NODE_SCOPE) as (lister, got, gate):
+        wait_for(lambda: rounds(got), "a round")
+        lister.follow(frozenset({NODE_SCOPE, pods_of("web")}))
+        wait_for(lambda: gate.came == 1, "the LIST")
+        ask(lister)
+        gate.may_pass.release()
+        wait_for(lambda: gate.came == 2, "the LIST that shows what has happened since")
+        assert lister.awaited == {pods_of("web")}
+        gate.may_pass.release()
+        wait_for(lambda: not lister.awaited, "that nothing is awaited")
+        assert rounds(got) == 1
+
+
+def test_what_is_new_does_not_wait_for_what_has_failed(fake: FakeApi):
+    with gated(fake, NODE_SCOPE) as (lister, got, gate):
+        gate.failure = ApiError(429, "busy", retry_after_seconds=3600.0)
+        gate.may_pass.release()
+        wait_for(lambda: rounds(got), "a round")
+        scopes = frozenset({NODE_SCOPE, pods_of("web")})
+        lister.follow(scopes)
+        wait_for(lambda: gate.came, "the LIST that fails")
+        lister.follow(scopes | {Scope(Kind.SLICE, "shop")})
+        wait_for(lambda: lister.awaited == {pods_of("web")}, "the slices")
+
+
 def test_what_followers_follow_is_listed_in_some_rounds_only_unless_a_round_is_asked_for(
     fake: FakeApi, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(module, "ROUND_SECONDS", 0.02)
-    monkeypatch.setattr(module, "FOLLOWED_ROUNDS", 3)
+    monkeypatch.setattr(module_agenda, "ROUND_SECONDS", 0.02)
+    monkeypatch.setattr(module_agenda, "FOLLOWED_ROUNDS", 3)
     with listing(fake, NODE_SCOPE, pods_of("web")) as (lister, got):
         wait_for(lambda: rounds(got) >= 7, "seven rounds")
         in_rounds: list[set[Kind]] = [set()]
@@ -253,8 +362,8 @@ def test_what_followers_follow_is_listed_in_some_rounds_only_unless_a_round_is_a
                 in_rounds.append(set())
         both, few = {Kind.NODE, Kind.POD}, {Kind.NODE}
         assert in_rounds[:7] == [both, few, few, both, few, few, both]
-        monkeypatch.setattr(module, "ROUND_SECONDS", 60.0)
-        monkeypatch.setattr(module, "REQUESTED_ROUND_SECONDS", 0.1)
+        monkeypatch.setattr(module_agenda, "ROUND_SECONDS", 60.0)
+        monkeypatch.setattr(module_agenda, "REQUESTED_ROUND_SECONDS", 0.1)
         for _ in range(2):
             began = time.monotonic()
             pods = pods_listed(got)
@@ -297,3 +406,13 @@ def test_reports_wait_a_moment_for_each_other_and_a_pods_change_waits_for_none(
     began = time.monotonic()
     assert len(mailbox.take(10)) == 2
     assert time.monotonic() - began < module_mailbox.GATHER_SECONDS
+
+
+def test_reports_are_not_waited_for_when_something_is_due_already(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module_mailbox, "GATHER_SECONDS", 3600.0)
+    mailbox, taken = Mailbox(), list[News]()
+    mailbox.put(objects.agent("n1", 1))
+    thread = threading.Thread(target=lambda: taken.extend(mailbox.take(0)), daemon=True)
+    thread.start()
+    thread.join(5)
+    assert [news.name for news in taken if isinstance(news, Seen)] == ["n1"]

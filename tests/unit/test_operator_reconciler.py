@@ -13,7 +13,9 @@ from lbless_api.digest import applied_digest
 from lbless_edge.kube import ApiError
 from lbless_operator import reconciler as module
 from lbless_operator.facts import Kind, Scope, Seen
+from lbless_operator.followers import Follower, Followers
 from lbless_operator.leader import NotLeading
+from lbless_operator.lister import Lister
 from lbless_operator.mailbox import Mailbox, RoundDone
 from lbless_operator.notices import Notice, NoticeReason
 from lbless_operator.reconciler import BLIND_SECONDS, DEFECT_SECONDS, Reconciler
@@ -90,6 +92,7 @@ class Others:
     valid: bool = True
     rounds: int = 0
     scopes: frozenset[Scope] = frozenset()
+    late: frozenset[Scope] = frozenset()
     notices: list[Notice] = field(default_factory=list)
 
     def is_valid(self) -> bool:
@@ -107,6 +110,14 @@ class Others:
         self.scopes = scopes
         return unwatched
 
+    def start(self) -> None:
+        """The followers'."""
+
+    def overdue(self, seconds: float) -> frozenset[Scope]:
+        """The lister's."""
+        assert seconds == BLIND_SECONDS
+        return self.late
+
     def post(self, notice: Notice) -> None:
         self.notices.append(notice)
 
@@ -114,7 +125,8 @@ class Others:
 class Loop:
     """A reconciler whose clock and news a test has in its hands."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, follows: bool = False) -> None:
+        """`follows`: with a lister and followers as they are, though none of them works before a test lets it."""
         self.now = 5000.0
         self.server = Server()
         self.others = Others()
@@ -122,16 +134,21 @@ class Loop:
         self.mailbox.close()  # nobody waits
         self.state = State("https://192.0.2.250", "lbless-system", self.now)
         self.writers = Inline(self.server, self.others, self.mailbox)
+        restraint = Restraint(logging.getLogger("lbless.operator"), lambda: self.now)
+        api: Any = self.server
+        stop = threading.Event()
+        self.lister = Lister(api, self.mailbox, self.state.base_scopes, stop, lambda: self.now)
+        followers = Followers(api, self.mailbox, restraint, self.lister.list_again, stop)
         self.reconciler = Reconciler(
             self.state,
             self.mailbox,
-            self.others,  # type: ignore[arg-type] # what the loop calls of them is there
-            self.others,  # type: ignore[arg-type]
+            self.lister if follows else self.others,  # type: ignore[arg-type] # what the loop calls of them is there
+            followers if follows else self.others,  # type: ignore[arg-type]
             self.others,  # type: ignore[arg-type]
             self.writers,
             self.others,  # type: ignore[arg-type]
-            Restraint(logging.getLogger("lbless.operator"), lambda: self.now),
-            threading.Event(),
+            restraint,
+            stop,
             lambda: self.now,
         )
 
@@ -335,6 +352,63 @@ def test_a_clusterip_that_asks_for_pods_has_its_namespace_listed_first(loop: Loo
     loop.mailbox.put(Listing(extra, loop.now, 950, (objects.pod("p", "a"),)))
     loop.steps()
     assert loop.epochs == [1]
+
+
+def with_and_without_pods(loop: Loop) -> Scope:
+    """Have a ClusterIP assigned that asks for pods, and another; return where those pods are."""
+    pods = {"podSelector": {}}
+    loop.list_everything(
+        *CLUSTER[:3],
+        loop.clusterip("web", 1, workload=pods),
+        loop.clusterip("other", 2, ip="192.0.2.11"),
+    )
+    loop.steps()
+    (scope,) = loop.others.scopes - loop.state.base_scopes
+    loop.mailbox.put(Listing(scope, loop.now, 950, (objects.pod("p", "a"), objects.pod("q", "b"))))
+    loop.steps()
+    assert set(loop.server.names) == {"web", "other"}
+    loop.server.names.clear()
+    return scope
+
+
+def test_pods_that_could_not_be_listed_for_long_keep_only_who_asks_for_them_waiting(loop: Loop):
+    scope = with_and_without_pods(loop)
+    loop.now += BLIND_SECONDS + 1
+    loop.mailbox.put(RoundDone(loop.now))
+    loop.others.late = frozenset({scope})
+    loop.tell(objects.node("b", 1001), objects.agent("b", 1002), fresh_lease("b", 1003))
+    loop.steps()
+    assert loop.server.names == ["other"]
+    loop.others.late = frozenset()
+    loop.mailbox.put(Listing(scope, loop.now - BLIND_SECONDS - 1, 960, (objects.pod("p", "a"),)))
+    loop.steps()
+    assert loop.server.names == ["other"]
+    loop.mailbox.put(Listing(scope, loop.now, 1010, (objects.pod("p", "a"), objects.pod("q", "b"))))
+    loop.steps()
+    assert loop.server.names == ["other", "web"]
+
+
+def test_who_leads_again_decides_on_pods_only_when_they_were_listed_since(loop: Loop):
+    scope = with_and_without_pods(loop)
+    loop.others.valid = False
+    loop.steps(1)
+    loop.others.valid = True
+    loop.now += 1
+    loop.mailbox.put(RoundDone(loop.now))
+    loop.tell(objects.node("b", 1001), objects.agent("b", 1002), fresh_lease("b", 1003))
+    loop.steps()
+    assert loop.server.names == ["other"]
+    loop.mailbox.put(Listing(scope, loop.now, 1010, (objects.pod("p", "a"), objects.pod("q", "b"))))
+    loop.steps()
+    assert loop.server.names == ["other", "web"]
+
+
+def test_a_follower_that_has_listed_at_once_has_its_collection_listed_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Follower, "start", lambda follower: follower.listed(frozenset()))
+    loop = Loop(follows=True)
+    loop.list_everything(*CLUSTER[:3], objects.clusterip(spec={"workload": {"podSelector": {}}}))
+    loop.steps(1)
+    assert {scope.kind for scope in loop.lister.awaited} >= {Kind.POD}
 
 
 def test_a_wrong_weight_is_told_once_and_again_when_it_is_another_wrong_one(assigned: Loop):

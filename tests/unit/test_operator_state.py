@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbless_api.digest import applied_digest
+from lbless_operator.eligibility import Standing
 from lbless_operator.facts import Kind, PodFact, Scope, Seen, parse
 from lbless_operator.shelf import Shelf
 from lbless_operator.state import Clock, Listing, State
@@ -84,6 +85,26 @@ def test_a_namespace_that_was_forgotten_is_learnt_anew():
     assert shelf.get("a/p")
 
 
+def test_of_a_namespace_that_was_forgotten_no_deletion_is_remembered():
+    shelf = Shelf()
+    for namespace in ("a", "ab"):
+        shelf.put(seen("p", 5, namespace=namespace))
+        shelf.put(seen("p", 6, None, namespace=namespace))
+    shelf.drop_namespace("a")
+    assert shelf.put(seen("p", 5, namespace="a"))
+    assert shelf.put(seen("p", 5, namespace="ab")) is None
+    shelf.drop_namespace("")
+    assert shelf.put(seen("p", 5, namespace="ab"))
+
+
+def test_what_a_list_shows_and_nobody_can_read_stays_as_it_is_known():
+    shelf = Shelf()
+    shelf.put(seen("p", 5))
+    assert shelf.replace("a", 9, [], ["a/p", "a/q"]) == []
+    assert shelf.get("a/p") == pod_fact("n1")
+    assert shelf.replace("a", 10, [])
+
+
 @st.composite
 def histories(draw):
     """What truly happened to a few objects, told in any order, some of it never, with a LIST in between."""
@@ -129,6 +150,72 @@ def state_with(*news: Seen) -> State:
 
 def listing(kind: Kind, version: int, *found: Seen, namespace: str = "") -> Listing:
     return Listing(Scope(kind, namespace), NOW.now, version, found)
+
+
+def unread(kind: Kind, key: str, *found: Seen, namespace: str = "") -> Listing:
+    return Listing(Scope(kind, namespace), NOW.now, 900, found, frozenset({key}))
+
+
+def everything_but(kind: Kind) -> State:
+    state = state_with()
+    for scope in state.base_scopes:
+        if scope.kind is not kind:
+            state.learn_listing(Listing(scope, NOW.now, 1, ()), NOW)
+    return state
+
+
+@pytest.mark.parametrize("kind", [Kind.NODE, Kind.SERVICE_RANGE])
+def test_nothing_is_decided_before_nodes_and_ranges_were_listed_all_of_which_could_be_read(kind: Kind):
+    state = everything_but(kind)
+    state.learn_listing(unread(kind, "n1"), NOW)
+    assert not state.is_complete()
+    state.learn_listing(listing(kind, 901), NOW)
+    assert state.is_complete()
+    state.learn_listing(unread(kind, "n1"), NOW)
+    assert state.is_complete()
+
+
+@pytest.mark.parametrize("kind", [Kind.CLUSTERIP, Kind.AGENT])
+def test_a_clusterip_or_a_report_that_nobody_can_read_is_no_reason_to_decide_nothing(kind: Kind):
+    state = everything_but(kind)
+    state.learn_listing(unread(kind, "shop/web"), NOW)
+    assert state.is_complete()
+
+
+def test_a_node_that_nobody_can_read_any_more_is_what_it_was():
+    state = state_with(objects.node("n1"), objects.agent("n1"), objects.clusterip())
+    state.learn_listing(unread(Kind.NODE, "n1"), NOW)
+    assert [node.name for node in state.nodes()] == ["n1"]
+
+
+def test_an_agent_whose_lease_nobody_can_read_may_be_alive_however_long_that_lasts():
+    state = state_with(objects.node("n1", ready=False), objects.agent("n1"), objects.lease("n1"))
+    status = {"epoch": 1, "assignments": [{"node": "n1", "incarnation": 1, "buckets": "0-15"}]}
+    state.learn(objects.clusterip(status=status), NOW)
+    for seconds in range(30, 300, 30):
+        late = replace(NOW, now=NOW.now + seconds)
+        began = replace(
+            unread(Kind.LEASE, "lbless-system/lbless-node-n1", namespace="lbless-system"), began=late.now
+        )
+        state.learn_listing(began, late)
+        state.tick(late.now)
+        situation = state.situation("shop/web", late.now, "2026-01-01T00:00:00Z")
+        assert situation is not None
+        assert [verdict.standing for verdict in situation.verdicts] == [Standing.PINNED]
+
+
+def test_a_pod_of_which_nothing_can_be_read_keeps_its_namespace_waiting_and_no_other():
+    state = state_with(objects.clusterip(spec=WEB_PODS))
+    (scope,) = state.scopes() - state.base_scopes
+    elsewhere = Listing(scope, NOW.now, 900, (), frozenset({"other/p"}))
+    here = Listing(scope, NOW.now, 900, (), frozenset({"shop/p"}))
+    state.learn_listing(here, NOW)
+    assert state.awaits("shop/web")
+    assert state.learn_listing(elsewhere, NOW) == {"shop/web"}
+    assert not state.awaits("shop/web")
+    # Once it was known, a pod that is new and cannot be read is as one that is not ready.
+    state.learn_listing(here, NOW)
+    assert not state.awaits("shop/web")
 
 
 def test_nothing_may_be_decided_before_every_collection_was_listed():
@@ -306,7 +393,7 @@ def test_of_two_with_one_address_the_newer_knows_the_older_until_that_is_gone():
 
 
 def test_an_older_one_that_is_refused_holds_its_address_only_with_an_assignment():
-    refused = {"sourceMAC": "Cluster"}
+    refused = {"buckets": 0}
     newer = objects.clusterip("newer", 2, created="2026-01-01T00:00:01Z")
     for status, holder in (
         ({}, None),

@@ -7,7 +7,10 @@ from ipaddress import IPv4Address, IPv4Interface
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lbless_api.capabilities import Capability
+from lbless_api.clusterip import SourceMAC
 from lbless_api.digest import MAX_MARKS, applied_digest, mark
+from lbless_api.hashing import HashFunction, HashMode
 from lbless_api.interfaces import Interface
 from lbless_api.node import EngineReport, Outstanding, parse_node_status, render_node_status
 from lbless_api.state import Observed
@@ -146,9 +149,11 @@ def test_the_gravest_fault_is_the_reason_and_each_says_what_to_do() -> None:
     ]
 
 
-def test_one_engine_that_works_is_enough() -> None:
-    engines = (EngineReport("iptables", False, "not there"), EngineReport("nftables", True))
-    assert report({}, observed(engines=engines), "").ready
+def test_one_engine_that_works_is_enough_and_comes_first() -> None:
+    engines = (EngineReport("nftables", False, "not there", active=False), EngineReport("iptables", True))
+    said = report({}, observed(engines=engines), "")
+    assert said.ready
+    assert [engine.name for engine in said.status.engines] == ["iptables", "nftables"]
 
 
 def test_a_node_whose_dataplane_never_spoke_still_reports_that() -> None:
@@ -196,6 +201,9 @@ def written_bytes(said: Report) -> int:
     return size(render_node_status(said.status)) + size(said.message)
 
 
+ABLE = Capability(
+    frozenset(HashFunction), frozenset(HashMode), 2**63 - 1, 32, source_macs=frozenset(SourceMAC), ports=False
+)
 TEXT = st.text(max_size=30) | st.builds(lambda c, n: c * n, st.characters(), st.integers(100, 4096))
 SPREAD = st.sampled_from([0, 1, 63, 64, 65, 300, 1000, 2500])
 
@@ -207,6 +215,7 @@ SPREAD = st.sampled_from([0, 1, 63, 64, 65, 300, 1000, 2500])
     key=TEXT,
     name=st.text(max_size=15),
     engines=st.integers(0, 12),
+    capabilities=st.integers(0, 6),
     interfaces=st.integers(0, 90),
     addresses=st.integers(0, 300),
     failing=SPREAD,
@@ -219,6 +228,7 @@ def test_every_report_fits_into_32_kib(
     key: str,
     name: str,
     engines: int,
+    capabilities: int,
     interfaces: int,
     addresses: int,
     failing: int,
@@ -227,7 +237,7 @@ def test_every_report_fits_into_32_kib(
 ) -> None:
     state = observed(
         kernel=kernel,
-        engines=(EngineReport(name, True, sentence),) * engines,
+        engines=(EngineReport(name, True, sentence, True, (ABLE,) * capabilities),) * engines,
         interfaces=tuple(
             Interface(
                 name,
@@ -244,6 +254,7 @@ def test_every_report_fits_into_32_kib(
     said = report(wanted, state, sentence if silent else "")
     assert written_bytes(said) <= STATUS_BYTES
     assert len(said.message) <= 2048
+    assert bool(said.status.engines) == bool(engines)
     assert parse_node_status(json.loads(json.dumps(render_node_status(said.status)))) == said.status
     outstanding = len(said.status.pending) + len(said.status.failures) + len(said.status.unlisted)
     assert outstanding == failing + waiting or len(said.status.unlisted) >= MAX_MARKS - 1

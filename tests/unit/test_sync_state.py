@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lbless_api.clusterip import parse_clusterip
-from lbless_api.state import Intent, Observed, parse_complete, parse_desired_node, render_observed
+from lbless_api.state import Intent, Observed, parse_desired_node, render_observed
 from lbless_nodeagent import files
 from lbless_nodeagent.sync.desired import DesiredFiles
 from lbless_nodeagent.sync.observation import Observation, Observer, observe, silence
@@ -26,42 +26,7 @@ from lbless_nodeagent.sync.ownnode import OwnNode
 from lbless_nodeagent.sync.report import Wanted
 from lbless_nodeagent.sync.storage import Storage
 from lbless_nodeagent.sync.upkeep import Upkeep
-
-UID = "6f1a4a60-7a39-4f0e-9d7c-2b6a1c1d0e01"
-
-
-def clusterip(uid: str = UID, name: str = "web", epoch: int = 0, **spec: Any) -> dict[str, Any]:
-    status: dict[str, Any] = {"conditions": [{"type": "Ready", "status": "False"}]}
-    if epoch:
-        status |= {
-            "epoch": epoch,
-            "assignments": [{"node": "n1", "incarnation": 5, "buckets": "0-255", "share": 256}],
-        }
-    return {
-        "metadata": {
-            "namespace": "default",
-            "name": name,
-            "uid": uid,
-            "creationTimestamp": "2026-01-01T00:00:00Z",
-            "generation": 1,
-            "resourceVersion": "7",
-            "managedFields": [{"manager": "kubectl"}],
-        },
-        "spec": {"ip": "10.0.0.9", **spec},
-        "status": status,
-    }
-
-
-def listed_as_complete(state: Path) -> frozenset[str] | None:
-    return parse_complete(files.read_text(state / "desired" / ".complete"), files.boot_id())
-
-
-def names(state: Path) -> list[str]:
-    return sorted(os.listdir(state / "desired"))
-
-
-def inodes(state: Path) -> dict[str, int]:
-    return {entry.name: entry.inode() for entry in os.scandir(state / "desired")}
+from unit.syncobjects import UID, clusterip, inodes, listed_as_complete, names
 
 
 @pytest.fixture
@@ -172,7 +137,7 @@ def test_nothing_is_removed_and_nothing_called_complete_before_a_whole_list(tmp_
 
 def test_the_mark_of_an_earlier_boot_stays_until_a_list_replaces_it(tmp_path: Path) -> None:
     desired = DesiredFiles(Storage(tmp_path / "desired"), lambda: None)
-    files.write_word(tmp_path / "desired" / ".complete", "an-earlier-boot")
+    (tmp_path / "desired" / ".complete").write_text("an-earlier-boot\n")
     desired.changed(clusterip())
     assert files.read_text(tmp_path / "desired" / ".complete") == "an-earlier-boot"
     desired.listed({UID})
@@ -277,7 +242,7 @@ def test_a_directory_that_did_not_change_is_not_read_again(
     an_hour_ago = time.time_ns() - 3600 * 10**9
     os.utime(tmp_path / "desired", ns=(an_hour_ago, an_hour_ago))
     assert storage.lost() == frozenset()
-    monkeypatch.setattr(Storage, "names", lambda _: pytest.fail("it was read again"))
+    monkeypatch.setattr(os, "scandir", lambda _: pytest.fail("it was read again"))
     assert storage.lost() == frozenset()
 
 

@@ -23,7 +23,8 @@ from lbless_edge.process import (
     serve_metrics,
 )
 from lbless_nodeagent import files
-from lbless_nodeagent.dataplane.engine import Engine, EngineError
+from lbless_nodeagent.dataplane.engine import EngineError
+from lbless_nodeagent.dataplane.engines import AUTO, ENGINES, Choice, choose
 from lbless_nodeagent.dataplane.loop import Loop, StopSignal
 from lbless_nodeagent.dataplane.reconcile import Outcome, Reconciler
 from lbless_nodeagent.dataplane.report import Reporter
@@ -50,7 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--key-file", type=Path, metavar="FILE", help="key of the heartbeats between nodes")
     parser.add_argument(
-        "--engine", choices=("auto", "nftables"), default="auto", help="how packets are filtered"
+        "--engine",
+        choices=(AUTO, *ENGINES),
+        default=AUTO,
+        help=f"how packets are filtered; {AUTO} is the first of {', '.join(ENGINES)} that works here",
     )
     parser.add_argument(
         "--cleanup", action="store_true", help="take all of lbless out of this node's kernel, then end"
@@ -62,15 +66,18 @@ def _serve(options: argparse.Namespace) -> None:
     stop = StopSignal()
     if options.key_file and not os.access(options.key_file, os.R_OK):
         raise Fatal(f"Key file {options.key_file} cannot be read: check its name and permissions.")
-    with _reconciler(options) as (reconciler, engine):
-        reporter = Reporter(options.state_dir, files.boot_id())
+    with _reconciler(options) as (reconciler, choice):
+        reporter = Reporter(options.state_dir, files.boot_id(), choice.passed_over)
         serve_metrics(options.metrics_port)
         if options.metrics_port:
             from lbless_nodeagent.dataplane import metrics  # noqa: PLC0415 - memory that few need
 
             metrics.register(lambda: reporter.last)
-        _LOG.info("Serving node %s from %s with the %s engine.", options.node, options.state_dir, engine.name)
-        Loop(reconciler, engine, reporter, stop).run()
+        name = choice.engine.name
+        _LOG.info("Serving node %s from %s with the %s engine.", options.node, options.state_dir, name)
+        for report in choice.passed_over:
+            _LOG.info("The %s engine is not used: %s", report.name, report.message)
+        Loop(reconciler, choice.engine, reporter, stop).run()
         if _intent(reconciler) is Intent.REMOVE:
             _remove(reconciler)
             reporter.report(Outcome(), reconciler.programming.report, {})
@@ -86,7 +93,7 @@ def _cleanup(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _reconciler(options: argparse.Namespace) -> Iterator[tuple[Reconciler, Engine]]:
+def _reconciler(options: argparse.Namespace) -> Iterator[tuple[Reconciler, Choice]]:
     """What both modes need, with everything that can be missing said in one sentence."""
     _check_capabilities()
     directory: Path = options.state_dir
@@ -97,34 +104,35 @@ def _reconciler(options: argparse.Namespace) -> Iterator[tuple[Reconciler, Engin
     except (files.UnwritableError, files.LockedError) as error:
         raise Fatal(str(error)) from None
     try:
-        engine = _engine()
+        choice = choose(options.engine)
         try:
-            reconciler = _reconciler_of(options, engine)
-            yield reconciler, engine
+            reconciler = _reconciler_of(options, choice)
+            yield reconciler, choice
             reconciler.close()
         finally:
-            engine.close()
+            choice.engine.close()
     except (EngineError, LinkError) as error:
         raise Fatal(str(error)) from None
     finally:
         os.close(lock)
 
 
-def _reconciler_of(options: argparse.Namespace, engine: Engine) -> Reconciler:
+def _reconciler_of(options: argparse.Namespace, choice: Choice) -> Reconciler:
     """Also tell sync why, where the engine cannot work at all: it outlives this process."""
+    engine, boot_id = choice.engine, files.boot_id()
     try:
-        return Reconciler(options.node, options.state_dir, engine, files.boot_id())
+        return Reconciler(
+            options.node,
+            options.state_dir,
+            engine,
+            boot_id,
+            report=choice.report,
+            leftovers=choice.leftovers,
+        )
     except EngineError as error:
         useless = EngineReport(engine.name, False, str(error))
-        Reporter(options.state_dir, files.boot_id()).report(Outcome(), useless, {})
+        Reporter(options.state_dir, boot_id, choice.passed_over).report(Outcome(), useless, {})
         raise
-
-
-def _engine() -> Engine:
-    """The engine that was asked for; `auto` is the only one there is."""
-    from lbless_nodeagent.dataplane.nftables.engine import NftablesEngine  # noqa: PLC0415 - loads libnftables
-
-    return NftablesEngine()
 
 
 def _remove(reconciler: Reconciler) -> None:

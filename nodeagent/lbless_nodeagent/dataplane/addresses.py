@@ -101,8 +101,16 @@ class Addresses:
         """Return those of the addresses that were not on their link when the links were last read."""
         return self._missing(self.network, places)
 
+    def undone(self, places: tuple[Place, ...]) -> bool:
+        """Whether an address, when the links were last read, was not there as `settle` puts it there.
+
+        Not whether a group was, or a setting: one that a driver does not list would be made without end.
+        """
+        todo = self._changes(self._journal.journal, self.network, places)
+        return bool(todo.add_addresses or todo.deprecate_addresses)
+
     def left(self, ip: IPv4Address) -> bool:
-        """Whether anything of the address may still be on a link by our doing."""
+        """Whether the address may still be on a link by our doing. Its group may be there in any case."""
         return any(address == ip for _, address in self.shared)
 
     def _act(self, todo: Changes) -> dict[object, str]:

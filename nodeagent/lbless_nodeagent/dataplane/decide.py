@@ -89,6 +89,7 @@ def decide(
                 hash=spec.hash,
                 ports=spec.ports,
                 owned=assignment.buckets,
+                source_mac=spec.source_mac,
             )
             reason = engine_refusal(vip)
             if reason:

@@ -62,7 +62,6 @@ class DesiredDirectory:
         self._misnamed: frozenset[str] = frozenset()
         self._stale: set[str] = set()
         self._all_stale = True
-        self._shrinks = False
         self._inotify = INotify(nonblocking=True)
         self._watched = -1
         self._watch()
@@ -76,11 +75,6 @@ class DesiredDirectory:
     def is_watched(self) -> bool:
         """Whether changes are heard of. Without the directory they are not."""
         return self._watched >= 0
-
-    @property
-    def shrinks(self) -> bool:
-        """Whether a file is announced to have gone that was not read since: perhaps all of them are going."""
-        return self._shrinks
 
     def fileno(self) -> int:
         """For poll(): readable when a file changed."""
@@ -97,7 +91,6 @@ class DesiredDirectory:
                     self._watched = -1
             elif event.name in _HIDDEN or _is_candidate(event.name):
                 self._stale.add(event.name)
-                self._shrinks |= bool(event.mask & (flags.DELETE | flags.MOVED_FROM))
                 matters = True
         return matters
 
@@ -149,9 +142,9 @@ class DesiredDirectory:
         # deleted since is no loss.
         still_listed = self._read_complete(problems)
         complete = listed is not None and still_listed is not None
-        self._tell_lost((listed or frozenset()) & (still_listed or frozenset()), documents, faults)
+        self._look_for((listed or frozenset()) & (still_listed or frozenset()), documents, faults)
         self._misnamed = frozenset(misnamed)
-        self._stale, self._all_stale, self._shrinks = set(), False, False
+        self._stale, self._all_stale = set(), False
         self._last = _with_former_parts(
             Desired(complete, documents, faults, node, tuple(problems)), self._last
         )
@@ -187,7 +180,8 @@ class DesiredDirectory:
         except FileNotFoundError:
             return None
         except Invalid as fault:
-            problems.append(str(fault))
+            if str(fault) not in problems:
+                problems.append(str(fault))
             return None
 
     def _read_node(self, problems: list[str]) -> DesiredNode | None:
@@ -227,16 +221,19 @@ class DesiredDirectory:
             documents.pop(uid, None)
             faults[uid] = read
 
-    def _tell_lost(
-        self, listed: frozenset[str], documents: Mapping[str, Document], faults: dict[str, Outstanding]
+    def _look_for(
+        self, listed: frozenset[str], documents: dict[str, Document], faults: dict[str, Outstanding]
     ) -> None:
         """A file that sync says is there, and is not, was lost and not deleted: a fault until it is back."""
         for uid in [uid for uid, fault in faults.items() if fault.reason == _LOST]:
             del faults[uid]
-        for uid in listed - documents.keys() - faults.keys():
-            path = self._directory / f"{uid}{_SUFFIX}"
-            sentence = f"{path} was removed, and not by lbless-sync, which writes it again while it runs."
-            faults[uid] = Outstanding(uid, "", 0, _LOST, sentence)
+        for uid in filter(is_uid, listed - documents.keys() - faults.keys()):
+            # It may have come after what was announced was taken down.
+            self._read_document(uid, documents, faults)
+            if uid not in documents and uid not in faults:
+                path = self._directory / f"{uid}{_SUFFIX}"
+                sentence = f"{path} was removed, and not by lbless-sync, which writes it again while it runs."
+                faults[uid] = Outstanding(uid, "", 0, _LOST, sentence)
 
     def _drop(self, uid: str, documents: dict[str, Document], faults: dict[str, Outstanding]) -> None:
         self._digests.pop(uid, None)

@@ -11,8 +11,8 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol
 
 from lbless_api.buckets import BucketSet
-from lbless_api.clusterip import HashParameters, PortRange
-from lbless_api.hashing import HashFunction, HashMode
+from lbless_api.capabilities import Capability, Demand
+from lbless_api.clusterip import HashParameters, PortRange, SourceMAC
 from lbless_api.node import EngineReport
 
 
@@ -25,7 +25,8 @@ class Vip:
     """One shared address on one interface of this node.
 
     `ports` are sorted and merged, None means all; `owned` are the buckets that this node is to keep: none
-    is a Vip like any other, whose packets are all dropped.
+    is a Vip like any other, whose packets are all dropped. `source_mac` is whose MAC the address's own frames
+    come from.
     """
 
     ip: IPv4Address
@@ -34,6 +35,12 @@ class Vip:
     hash: HashParameters
     ports: tuple[PortRange, ...] | None
     owned: BucketSet
+    source_mac: SourceMAC = SourceMAC.NODE
+
+    @property
+    def demand(self) -> Demand:
+        """What it asks of an engine's capabilities."""
+        return Demand(self.hash, self.ports is not None, self.source_mac)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,55 +54,24 @@ class Wanted:
 NOTHING = Wanted(vips={}, local_sources=frozenset())
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What an engine can do, as data, so that a Vip is refused before the kernel is touched."""
-
-    functions: frozenset[HashFunction]
-    modes: frozenset[HashMode]
-    max_buckets: int
-    min_prefix_length: int
-    ports: bool
-
-    def refusal(self, engine: str, vip: Vip) -> str | None:
-        """Return one sentence why the engine named `engine` cannot do `vip`, or None."""
-        wanted = vip.hash
-        if wanted.function not in self.functions:
-            return _sentence(
-                vip, engine, f"hashFunction {wanted.function}", ", ".join(sorted(self.functions))
-            )
-        if wanted.mode not in self.modes:
-            return _sentence(vip, engine, f"hashMode {wanted.mode}", ", ".join(sorted(self.modes)))
-        if not 1 <= wanted.buckets <= self.max_buckets:
-            return _sentence(vip, engine, f"{wanted.buckets} buckets", f"1 to {self.max_buckets}")
-        if not self.min_prefix_length <= wanted.prefix_length <= 32:
-            lengths = f"{self.min_prefix_length} to 32"
-            return _sentence(vip, engine, f"sourcePrefixLength {wanted.prefix_length}", lengths)
-        if vip.ports is not None and not self.ports:
-            return _sentence(vip, engine, "ports", "a ClusterIP without ports, or another engine")
-        return None
-
-
-def _sentence(vip: Vip, engine: str, cannot: str, can: str) -> str:
-    return f"{vip.ip}: the {engine} engine cannot do {cannot}: use {can}."
-
-
 class Engine(Protocol):
     """A way to make the kernel keep exactly the wanted packets. Every method but `refusal` may raise
     EngineError. Not thread-safe: one thread calls it."""
 
     name: str
 
-    def capabilities(self) -> Capabilities:
-        """What it can do."""
+    def capabilities(self) -> tuple[Capability, ...]:
+        """What it can do, never nothing. Where that depends on the kernel: as the last `probe` found it."""
         ...
 
     def refusal(self, vip: Vip) -> str | None:
-        """Return one sentence why `vip` cannot be had here, or None. Touches no kernel."""
+        """Return one sentence why `vip` cannot be had here, or None: at least what `capabilities.refusal`
+        has to say. Touches no kernel."""
         ...
 
     def probe(self) -> EngineReport:
-        """Try everything that is needed, leave nothing behind, and say what is missing. Never raises."""
+        """Try everything that is needed, leave nothing behind, and say what is missing, and what the engine
+        can do here. Never raises."""
         ...
 
     def apply(self, wanted: Wanted) -> None:
@@ -119,7 +95,11 @@ class Engine(Protocol):
         ...
 
     def remove(self) -> None:
-        """Leave nothing of the engine's in the kernel, also of other versions of it."""
+        """Leave nothing of the engine's in the kernel, also of other versions of it.
+
+        Also called at each start where another engine is used: where there is nothing it is cheap and
+        loads no kernel module.
+        """
         ...
 
     def installed(self) -> Wanted | None:

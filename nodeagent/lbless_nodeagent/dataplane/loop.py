@@ -26,11 +26,6 @@ _SETTLE_SECONDS = 0.001
 _SETTLE_AT_MOST_SECONDS = 0.02
 """Changes come in bursts: a pass begins when none came for the one time, or after the other."""
 
-_GOING_SECONDS = 0.02
-_GOING_AT_MOST_SECONDS = 0.1
-"""Of a directory that somebody is emptying, the file that makes absence mean deletion may go last: where one
-file went, it is waited for that no other follows."""
-
 _PAUSE_AT_MOST_SECONDS = 0.05
 """A pass that followed the last one without a rest is followed by one of its own length, at most of this:
 endless changes leave half a core, and a single one is answered at once."""
@@ -119,9 +114,6 @@ class Loop:
                 return False
         last = time.monotonic() + _SETTLE_AT_MOST_SECONDS
         while time.monotonic() < last and self._heard(_SETTLE_SECONDS):
-            pass
-        last = time.monotonic() + _GOING_AT_MOST_SECONDS
-        while self._reconciler.desired.shrinks and time.monotonic() < last and self._heard(_GOING_SECONDS):
             pass
         return True
 

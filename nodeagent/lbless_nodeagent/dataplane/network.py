@@ -19,6 +19,11 @@ GroupKey = tuple[int, str]
 """A link-layer group that a link has joined: the link's index, and the MAC in lower case."""
 
 
+KUBE_IPVS = "kube-ipvs0"
+"""The interface without a wire on which kube-proxy, in its IPVS mode, keeps every address of a Service that a
+node is to take packets for, also external ones: to share such an address is no conflict, but the use of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
     """A network device. `ethernet` only where frames have MACs and ARP finds them."""
@@ -63,9 +68,15 @@ class Network:
 
 
 def own_addresses(network: Network, shared: Iterable[AddressKey]) -> tuple[Address, ...]:
-    """Return the addresses that are the node's own: all but those of `shared`, which are a /32."""
+    """Return the addresses that are the node's own: all but those of `shared`, which are a /32, and those
+    that kube-proxy keeps for IPVS."""
     ours = set(shared)
-    return tuple(a for a in network.addresses if a.prefix_length < 32 or (a.index, a.ip) not in ours)
+    ipvs = {link.index for link in network.links.values() if link.name == KUBE_IPVS}
+    return tuple(
+        a
+        for a in network.addresses
+        if a.index not in ipvs and (a.prefix_length < 32 or (a.index, a.ip) not in ours)
+    )
 
 
 def interfaces(network: Network, own: Iterable[Address]) -> tuple[Interface, ...]:

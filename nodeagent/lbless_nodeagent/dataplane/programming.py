@@ -36,10 +36,11 @@ class _Refused:
 class Programming:
     """What the engine holds, and what it did not take. Times are of one monotonic clock, in seconds."""
 
-    def __init__(self, engine: Engine) -> None:
-        """Read what the engine holds of an earlier process; raises EngineError."""
+    def __init__(self, engine: Engine, report: EngineReport | None = None) -> None:
+        """Read what the engine holds of an earlier process; raises EngineError. `report` is its probe's, if
+        that was made already."""
         self._engine = engine
-        self.report: EngineReport = engine.probe()
+        self.report: EngineReport = report or engine.probe()
         # Where this fails, nothing will ever work; where only the probe does, what is there stays.
         found = engine.installed()
         self.installed: Vips = dict(found.vips) if found else {}
@@ -107,6 +108,7 @@ class Programming:
         One that it does not take keeps what it had (`installed` says what), or nothing.
         """
         if not self.report.available:
+            self._read_back()
             return dict.fromkeys(
                 wanted, f"The {self.report.name} engine does not work here: {self.report.message}"
             )
@@ -128,6 +130,7 @@ class Programming:
 
     def _bring(self, target: Wanted, now: float) -> None:
         if self._whole and self._whole.offered == target and now < self._whole.retry_at:
+            self._read_back()
             return
         error = self._apply(target)
         if not error:
@@ -174,12 +177,20 @@ class Programming:
 
     def _refuse_whole(self, target: Wanted, sentence: str, now: float) -> None:
         self._whole = _refused(target, sentence, self._whole, now)
+        self._read_back()
+
+    def _read_back(self) -> None:
+        """Where the rules may not be what was applied, and are not applied again now, learn what they hold.
+
+        An address whose rules are gone must go too: unfiltered, it would answer everything.
+        """
+        if self._intact:
+            return
         try:
             found = self._engine.installed()
         except EngineError as error:
             _LOG.debug("What the rules hold cannot be read either, so it is taken to be unchanged: %s", error)
             return
-        # An address whose rules are gone and cannot be made again must go too: unfiltered, it would answer all.
         self.installed = dict(found.vips) if found else {}
 
     def _apply(self, wanted: Wanted) -> str | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lbless_api.clusterip import ClusterIP
 from lbless_api.interfaces import Interface
-from lbless_api.node import Outstanding
+from lbless_api.node import EngineReport, Outstanding
 from lbless_api.state import APPLIED, DESIRED, DesiredNode
 from lbless_nodeagent import files
 from lbless_nodeagent.dataplane.addresses import Addresses, Settled
@@ -24,6 +24,7 @@ from lbless_nodeagent.dataplane.announce import Announcements
 from lbless_nodeagent.dataplane.decide import Decider, Decision, failure, in_force
 from lbless_nodeagent.dataplane.desired import Desired, DesiredDirectory
 from lbless_nodeagent.dataplane.engine import Engine, EngineError, Vip
+from lbless_nodeagent.dataplane.engines import Leftovers
 from lbless_nodeagent.dataplane.identity import with_interfaces
 from lbless_nodeagent.dataplane.journal import Place
 from lbless_nodeagent.dataplane.lastgood import LastGood
@@ -60,8 +61,20 @@ class Outcome:
 class Reconciler:
     """The state directory and the kernel of one node."""
 
-    def __init__(self, node: str, directory: Path, engine: Engine, boot_id: str) -> None:
-        """Read what an earlier process left; raises EngineError, LinkError."""
+    def __init__(
+        self,
+        node: str,
+        directory: Path,
+        engine: Engine,
+        boot_id: str,
+        *,
+        report: EngineReport | None = None,
+        leftovers: Leftovers | None = None,
+    ) -> None:
+        """Read what an earlier process left; raises EngineError, LinkError.
+
+        `report` is the engine's, if it was probed already; `leftovers` are those of the other engines.
+        """
         self._boot_id = boot_id
         self._directory = directory
         self.desired = DesiredDirectory(directory / DESIRED, boot_id)
@@ -71,7 +84,8 @@ class Reconciler:
         self.links = Rtnetlink()
         self._addresses = Addresses(self.links, self._journal)
         self._announcements = Announcements()
-        self.programming = Programming(engine)
+        self.programming = Programming(engine, report)
+        self._leftovers = leftovers or Leftovers({})
         self._decider = Decider(node, self.programming.refusal)
         self._own = Latest(own_addresses)
         self._interfaces_of = Latest(interfaces)
@@ -135,6 +149,7 @@ class Reconciler:
             # An address that stayed must keep its rules: without them it would answer every packet.
             if not problems:
                 self.programming.remove()
+                problems += self._leftovers.remove()
         except EngineError as error:
             problems.append(str(error))
         try:
@@ -170,6 +185,7 @@ class Reconciler:
         self._count_repairs(settled, decision, counted)
         failures = self._failures(decision, desired, counted, settled, refused)
         problems += self._drop(decision, desired, counted)
+        problems += self._succeed(wanted)
         problems += [p for p in (self._journal.problem, self._identity.problem) if p]
         if orphans:
             problems.append(
@@ -177,7 +193,7 @@ class Reconciler:
                 f"until sync has listed all ClusterIPs."
             )
         troubled = problems or settled.problems or settled.faults or not self.desired.is_watched
-        outdated = self._is_outdated(network, own)
+        outdated = self._is_outdated(network, own, settled)
         return Outcome(
             applied=self._applied(decision, counted, failures),
             failures=failures,
@@ -211,6 +227,15 @@ class Reconciler:
         self._announcements.begin(settled.new, now)
         self._announcements.send(places, self._addresses.network, now)
         return settled, refused
+
+    def _succeed(self, wanted: Vips) -> tuple[str, ...]:
+        """Remove what another engine left, once this one's rules cover every address that is on a link.
+
+        Until then the rules of both apply, and what either drops is dropped.
+        """
+        if not self._leftovers or self._addresses.shared - {place.address for place in self._held(wanted)}:
+            return ()
+        return self._leftovers.remove()
 
     def _places(self, wanted: Vips) -> tuple[Place, ...]:
         return self._wanted_places(wanted, self._addresses.network.links)
@@ -334,17 +359,18 @@ class Reconciler:
             absent |= wanted.keys() - {place.ip for place in places}
         return absent
 
-    def _is_outdated(self, network: Network, own: tuple[Address, ...]) -> bool:
+    def _is_outdated(self, network: Network, own: tuple[Address, ...], settled: Settled) -> bool:
         """Whether the links, when the pass read them after its changes, had changed otherwise too.
 
         The notification of that is gone with the reading: nothing else would bring the next pass.
         """
         now = self._addresses.network
+        failed = settled.faults or settled.problems  # which is tried again, after a rest
         return now is not network and (
             self._own(now, self._addresses.shared) != own
             or now.gateways != network.gateways
             or _as_others_see(now.links) != _as_others_see(network.links)
-            or bool(self._addresses.missing(self._held(self._decider.wanted)))
+            or (not failed and self._addresses.undone(self._held(self._decider.wanted)))
         )
 
     def _retry_at(self, *, troubled: bool) -> float | None:

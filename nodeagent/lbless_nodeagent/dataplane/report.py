@@ -31,9 +31,11 @@ _LOG = logging.getLogger(__name__)
 class Reporter:
     """Writes observed.json and logs what changed since the last time. `last` is what was written last."""
 
-    def __init__(self, directory: Path, boot_id: str) -> None:
+    def __init__(self, directory: Path, boot_id: str, passed_over: tuple[EngineReport, ...] = ()) -> None:
+        """`passed_over` are the engines that were tried and are not used."""
         self._path = directory / OBSERVED
         self._boot_id = boot_id
+        self._passed_over = passed_over
         self._kernel = os.uname().release
         self._faults = FaultLog()
         self._numbers_at = 0.0
@@ -60,7 +62,7 @@ class Reporter:
             boot_id=self._boot_id,
             boottime_seconds=files.boottime_seconds(),
             kernel=self._kernel,
-            engines=(engine,),
+            engines=(engine, *self._passed_over),
             interfaces=outcome.interfaces,
             applied=outcome.applied,
             failures=failures,

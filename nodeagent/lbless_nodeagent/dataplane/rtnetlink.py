@@ -6,6 +6,7 @@ Owns the calls and what they mean. Which change is wanted is decided elsewhere; 
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -79,8 +80,10 @@ class Rtnetlink:
     def read(self, *, thorough: bool = False) -> Network:
         """Return the network as it is now; raises LinkError.
 
-        Reads again what is announced to have changed, and what `self` changed. Nobody announces that a
-        group was left: that is seen when its link changes, or by a `thorough` reading of all.
+        Reads again what is announced to have changed, and what `self` changed. That a group was left is
+        announced among all changes of neighbours, which are not heard, and only where it was left over
+        netlink (`bridge fdb`, not `ip maddress`): it is seen when its link changes, or by a `thorough`
+        reading of all.
         """
         if thorough:
             self._stale = set(_Part)
@@ -128,7 +131,7 @@ class Rtnetlink:
 
     def join_group(self, key: GroupKey) -> None:
         """Open a link's filter for frames to a multicast MAC; raises LinkError."""
-        self._stale.add(_Part.GROUPS)  # it is not announced
+        self._stale.add(_Part.GROUPS)  # it is not heard of
         self._change(
             f"The link cannot join group {key[1]}",
             lambda: self._route.fdb("append", ifindex=key[0], lladdr=key[1]),
@@ -136,7 +139,7 @@ class Rtnetlink:
 
     def leave_group(self, key: GroupKey) -> None:
         """Close a link's filter again; the group or the link may be gone. Raises LinkError."""
-        self._stale.add(_Part.GROUPS)  # it is not announced
+        self._stale.add(_Part.GROUPS)  # it is not heard of
         self._change(
             f"The link cannot leave group {key[1]}",
             lambda: self._route.fdb("del", ifindex=key[0], lladdr=key[1]),
@@ -149,7 +152,7 @@ class Rtnetlink:
         By netlink, because /proc/sys is read-only in a container that has no more than NET_ADMIN.
         """
         index, value = setting
-        self._stale.add(_Part.LINKS)  # it is not announced
+        self._stale.add(_Part.LINKS)  # announced only of a link that is up
         self._change(
             f"arp_announce cannot be set to {value}",
             lambda: self._route.nlm_request_batch([_set_arp_announce(index, value)]),
@@ -162,9 +165,11 @@ class Rtnetlink:
     def _change(self, failed: str, call: Callable[[], object], gone: Iterable[int] = ()) -> None:
         try:
             call()
-        except NetlinkError as error:
-            if error.code not in gone:
-                raise LinkError(f"{failed}: the kernel says {error.args[1]}.") from None
+        except (NetlinkError, OSError) as error:  # pyroute2 makes an OSError of ENOBUFS
+            code = (error.code if isinstance(error, NetlinkError) else error.errno) or 0
+            if code not in gone:
+                says = os.strerror(code) if code else str(error)
+                raise LinkError(f"{failed}: the kernel says {says}.") from None
 
     def _links(self) -> list[Any]:
         """A dump during which something changed is incomplete: the kernel says so, and it is repeated."""

@@ -27,7 +27,8 @@ class DesiredFiles:
 
     A file that is missing and that .complete names is known to be lost, so each change comes to be in such
     an order that this is never said of a deletion: first the file and then its name, but when a ClusterIP
-    is deleted first the name and then the file.
+    is deleted first the name and then the file. Nor is it said of a file that the disk never took: only what
+    was written is named.
     """
 
     def __init__(self, storage: Storage, on_change: Callable[[], None]) -> None:
@@ -36,6 +37,7 @@ class DesiredFiles:
         self._on_change = on_change
         self._lock = threading.Lock()
         self._wanted: Mapping[str, Wanted] = {}
+        self._owed: Set[str] = frozenset()  # files that are to be removed once .complete does not name them
         self._complete = False
 
     @property
@@ -75,50 +77,68 @@ class DesiredFiles:
             _log.error("A ClusterIP is left aside, its last good state stays: %s", fault)
             return
         content = json.dumps(rendered, separators=(",", ":"), sort_keys=True) + "\n"
-        self._storage.write(_file(identity.uid), content.encode())
+        name = _file(identity.uid)
+        self._owed -= {name}
+        was_named = self._storage.holds(name)
+        self._storage.write(name, content.encode())
         wanted = Wanted(identity.key, _epoch(obj, identity.key))
-        before = self._wanted.get(identity.uid)
-        if before == wanted:
-            return
-        self._want({**self._wanted, identity.uid: wanted})
-        if self._complete and before is None:
-            self._write_complete()
-        self._on_change()
+        is_news = self._wanted.get(identity.uid) != wanted
+        if is_news:
+            self._want({**self._wanted, identity.uid: wanted})
+        if self._storage.holds(name) and not was_named:
+            self._settle()
+        if is_news:
+            self._on_change()
 
     def removed(self, uid: str) -> None:
         """Remove a ClusterIP's file."""
         self._want({other: wanted for other, wanted in self._wanted.items() if other != uid})
         if is_uid(uid):
             self._storage.release(_file(uid))
-            # Where that fails the file stays until the LIST that follows when the disk takes files again.
-            if self._complete and self._write_complete():
-                self._storage.remove(_file(uid))
+            self._owed |= {_file(uid)}
+            self._settle()
         self._on_change()
 
     def listed(self, present: Set[str]) -> None:
         """Mark the directory as complete, and remove what was deleted while nobody watched."""
         with self._lock:
             self._complete = True
-        if self._write_complete():
-            for name in self._storage.names():
-                uid = name.removesuffix(".json")
-                if name.endswith(".json") and not name.startswith(".") and uid not in present:
-                    _log.info("ClusterIP with UID %s was deleted while sync was away.", ascii(uid))
-                    self._storage.remove(name)
+        strays = {name for name in self._storage.names() if _is_stray(name, present)}
+        for name in sorted(strays - self._owed):
+            _log.info("%s goes: the API has no such ClusterIP.", ascii(name))
+        self._owed |= strays
+        self._settle()
         self._on_change()
 
     def _want(self, wanted: Mapping[str, Wanted]) -> None:
         with self._lock:
             self._wanted = wanted
 
-    def _write_complete(self) -> bool:
+    def _settle(self) -> None:
+        """Say what there is, and remove what there is not; what fails is a fault, and owed until the next time."""
+        if not self._complete:
+            return
+        named = [uid for uid in self._wanted if self._storage.holds(_file(uid))]
+        if len(named) < len(self._wanted) and not self._storage.holds(COMPLETE):
+            # Whether a file that this process never saw was lost or never written nobody can tell. Named it
+            # would count as lost, and unnamed as deleted: what an earlier process said stays until it is there.
+            return
         # After a power cut it is of another boot whatever it says, so the disk is not waited for.
-        content = render_complete(self._boot_id, self._wanted)
-        return self._storage.write(COMPLETE, content.encode(), durable=False)
+        content = render_complete(self._boot_id, named)
+        if self._storage.write(COMPLETE, content.encode(), durable=False):
+            self._owed = {name for name in sorted(self._owed) if not self._storage.remove(name)}
 
 
 def _file(uid: str) -> str:
     return f"{uid}.json"
+
+
+def _is_stray(name: str, present: Set[str]) -> bool:
+    """Whether a file is of no ClusterIP in the API, or a temporary one that a crash left behind."""
+    if name.startswith("."):
+        uid = name.removeprefix(".").removesuffix(".json.tmp")
+        return name == f".{_file(uid)}.tmp" and is_uid(uid)
+    return name.endswith(".json") and name.removesuffix(".json") not in present
 
 
 def _epoch(obj: Object, key: str) -> int:

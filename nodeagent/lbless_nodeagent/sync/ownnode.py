@@ -25,6 +25,7 @@ class OwnNode:
         self.uid = ""
         """Empty while the API has no such Node."""
         self._storage = storage
+        self._said = ""
         self._on_change = on_change
 
     def changed(self, obj: Object) -> None:
@@ -35,10 +36,10 @@ class OwnNode:
         try:
             parse_desired_node(wanted)
         except Invalid as fault:
-            _log.error(
-                "The pod ranges of Node %s are left aside, the last good ones stay: %s", self.name, fault
-            )
+            self._storage.release(NODE)
+            self._say(f"The pod ranges of Node {self.name} are left aside, the last good ones stay: {fault}")
         else:
+            self._say("")
             content = json.dumps(wanted, separators=(",", ":")) + "\n"
             self._storage.write(NODE, content.encode())
         self._on_change()
@@ -56,6 +57,11 @@ class OwnNode:
             self._say_absent()
 
     def _say_absent(self) -> None:
-        _log.warning(
-            "Node %s does not exist: waiting for kubelet to register it (or correct --node).", self.name
-        )
+        self._storage.release(NODE)
+        self._say(f"Node {self.name} does not exist: waiting for kubelet to register it (or correct --node).")
+
+    def _say(self, trouble: str) -> None:
+        """Log it where it is another one than the last time; empty: there is none."""
+        if trouble and trouble != self._said:
+            _log.warning("%s", trouble)
+        self._said = trouble

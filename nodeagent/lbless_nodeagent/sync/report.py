@@ -34,11 +34,14 @@ ADDRESSES = (256, 64, 16, 4, 1)
 
 Of gateways there may be a quarter of that."""
 MAX_ENGINES = 8
+MAX_CAPABILITIES = 4
+"""Ways of filtering that are listed of an engine."""
 
 CONDITION_BYTES = 2048
 EXAMPLE_BYTES = 1024
 """Of a condition's message at most so much is one ClusterIP's: there must be room for how many there are."""
 ENGINES_BYTES = 2048
+LEAST_ENGINE_MESSAGE_BYTES = 64
 INTERFACES_BYTES = 12 * 1024
 MESSAGE_BYTES = (2048, 1024, 512, 256)
 """What a listed ClusterIP's message may take: the first of these with which all fit, or else the last."""
@@ -216,9 +219,15 @@ def _unlisted(count: int, *, all_shown: bool) -> str:
 
 
 def _engines(engines: Sequence[EngineReport]) -> tuple[EngineReport, ...]:
-    room = ENGINES_BYTES // max(1, min(len(engines), MAX_ENGINES)) - 128
-    short = (EngineReport(shorten(e.name, 40)[:32], e.available, shorten(e.message, room)) for e in engines)
-    return tuple(fitting(list(short)[:MAX_ENGINES], ENGINES_BYTES, lambda e: render_engines([e])))
+    """The one in use first, so that it is there whatever has no room."""
+    first = sorted(engines, key=lambda e: not e.active)[:MAX_ENGINES]
+    bare = [
+        replace(e, name=shorten(e.name, 40)[:32], message="", capabilities=e.capabilities[:MAX_CAPABILITIES])
+        for e in first
+    ]
+    room = max(LEAST_ENGINE_MESSAGE_BYTES, (ENGINES_BYTES - size(render_engines(bare))) // max(1, len(bare)))
+    short = (replace(b, message=shorten(e.message, room)) for b, e in zip(bare, first, strict=True))
+    return tuple(fitting(short, ENGINES_BYTES, lambda e: render_engines([e])))
 
 
 def _interfaces(interfaces: Sequence[Interface]) -> tuple[Interface, ...]:

@@ -15,6 +15,8 @@ from pathlib import Path
 from lbless_api.fields import Invalid
 from lbless_nodeagent import files
 
+_LISTING = "."
+"""What a fault of listing the directory is kept under: no file has that name."""
 _SETTLED_NS = 1_000_000_000
 """A directory's time of change moves in ticks: only one this old says that nothing changed since."""
 
@@ -33,7 +35,10 @@ class Storage:
 
     @property
     def faults(self) -> Mapping[str, str]:
-        """For each file that could not be written or removed a sentence; under "" the directory itself."""
+        """For each file that could not be written or removed a sentence, the oldest first.
+
+        The directory has two such names of its own, for making and for listing it.
+        """
         with self._lock:
             return dict(self._faults)
 
@@ -55,11 +60,17 @@ class Storage:
                 files.write_bytes(path, content, durable=durable)
         except files.UnwritableError as error:
             self._failed(name, error)
+            if os.path.isfile(path):  # with an older content, perhaps an earlier process's
+                self._hold(name)
             return False
-        with self._lock:
-            self._held.add(name)
+        self._hold(name)
         self._succeeded(name)
         return True
+
+    def holds(self, name: str) -> bool:
+        """Whether it was written and nobody wants it away; it may be of older content, and it may be lost."""
+        with self._lock:
+            return name in self._held
 
     def release(self, name: str) -> None:
         """Take it as it is, there or not: nothing of this name is to be there any more."""
@@ -67,21 +78,28 @@ class Storage:
             self._held.discard(name)
             self._faults.pop(name, None)
 
-    def remove(self, name: str) -> None:
-        """Remove a file if it is there."""
-        self.release(name)
+    def remove(self, name: str) -> bool:
+        """Remove a file if it is there; return whether it is gone for good."""
+        with self._lock:
+            self._held.discard(name)
         try:
             files.remove(self.directory / name)
         except files.UnwritableError as error:
             self._failed(name, error)
+            return False
+        self._succeeded(name)
+        return True
 
     def names(self) -> Set[str]:
-        """The files in the directory now, whoever made them; nothing where it cannot be read."""
-        try:
-            with os.scandir(self.directory) as entries:
-                return {entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)}
-        except OSError:
+        """The files in the directory now, whoever made them.
+
+        Where it cannot be read there are none, and that is a fault until this was asked for again and it could.
+        """
+        found = self._scan()
+        if found is None:
             return frozenset()
+        self._succeeded(_LISTING)
+        return found
 
     def lost(self) -> Set[str]:
         """What was written and is gone, though `remove` did not remove it.
@@ -93,12 +111,27 @@ class Storage:
         change = self._last_change()
         if change is not None and change == self._unchanged:
             return frozenset()
-        gone = held - self.names()
+        there = self._scan()
+        if there is None:
+            return frozenset()  # that is told as a fault, and no loss
+        gone = held - there
         with self._lock:
             gone &= self._held  # what was removed since is no loss
         settled = change is not None and time.time_ns() - change[1] > _SETTLED_NS
         self._unchanged = change if settled and not gone else None
         return gone
+
+    def _scan(self) -> Set[str] | None:
+        """The files in the directory, none where it is absent; None, and a fault, where it cannot be read."""
+        try:
+            with os.scandir(self.directory) as entries:
+                return {entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)}
+        except (FileNotFoundError, NotADirectoryError):
+            return frozenset()
+        except OSError as error:
+            sentence = f"{self.directory} could not be listed ({error.strerror}): check its permissions and the disk."
+            self._failed(_LISTING, sentence)
+            return None
 
     def _last_change(self) -> tuple[int, int] | None:
         try:
@@ -107,7 +140,11 @@ class Storage:
             return None
         return found.st_ino, found.st_mtime_ns
 
-    def _failed(self, name: str, error: files.UnwritableError) -> None:
+    def _hold(self, name: str) -> None:
+        with self._lock:
+            self._held.add(name)
+
+    def _failed(self, name: str, error: files.UnwritableError | str) -> None:
         with self._lock:
             self._faults[name] = str(error)
 

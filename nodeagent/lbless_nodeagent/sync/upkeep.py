@@ -1,7 +1,7 @@
 """Whether the state directory is as it should be, and making it so again, without a restart, when it is not.
 
 Owns noticing files that somebody removed, finding out whether the disk takes what it refused, and when to
-try again. Nothing is kept in memory for that: the API is asked for everything once more.
+try again. No content is kept in memory for that: the API is asked for everything once more.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Upkeep:
         self._write_anew = write_anew
         self._on_change = on_change
         self._stop = stop
+        self._logged = ""
         self._backoff = Backoff(cap_seconds=RETRY_CAP_SECONDS)
         self._due = 0.0
 
@@ -62,9 +63,11 @@ class Upkeep:
             self._storage.make()
         faults = self._storage.faults
         refusal = self._refusal() if faults or lost or self._is_silent() else ""
-        self._say(_sentence(faults) or refusal or _loss(self._storage.directory, lost))
+        first, more = _first(faults)
+        self._say(first or refusal or _loss(self._storage.directory, lost), more)
         if not faults and not lost:
             self._backoff.succeeded()
+            self._due = 0.0
         elif not refusal and time.monotonic() >= self._due:
             self._due = time.monotonic() + self._backoff.failed()
             self._write_anew()
@@ -81,23 +84,23 @@ class Upkeep:
             return str(error)
         return ""
 
-    def _say(self, trouble: str) -> None:
-        if trouble == self.trouble:
-            return
-        if trouble:
-            _log.error("%s", trouble)
-        else:
-            _log.info("The state directory is as it should be again.")
-        self.trouble = trouble
-        self._on_change()
+    def _say(self, trouble: str, more: str) -> None:
+        """Log it without `more`, so that the log has one line for a disk that takes nothing of a thousand files."""
+        if trouble != self._logged:
+            if trouble:
+                _log.error("%s", trouble)
+            else:
+                _log.info("The state directory is as it should be again.")
+        self._logged = trouble
+        if self.trouble != trouble + more:
+            self.trouble = trouble + more
+            self._on_change()
 
 
-def _sentence(faults: Mapping[str, str]) -> str:
-    """The first fault, which stays the same one while it lasts, and how many more there are."""
-    if not faults:
-        return ""
-    _, first = min(faults.items())
-    return f"{first} So are {len(faults) - 1} more." if len(faults) > 1 else first
+def _first(faults: Mapping[str, str]) -> tuple[str, str]:
+    """The oldest fault, which stays the same one while it lasts, and how many more there are."""
+    first = next(iter(faults.values()), "")
+    return first, f" There are {len(faults) - 1} more such faults." if len(faults) > 1 else ""
 
 
 def _loss(directory: Path, lost: Set[str]) -> str:

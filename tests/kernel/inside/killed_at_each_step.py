@@ -15,7 +15,8 @@ from typing import Any
 TESTS = Path(__file__).parents[2]
 sys.path.insert(0, str(TESTS))
 
-from kernel.dataplane import interface, tables  # noqa: E402 - only now on the path
+from kernel import synced  # noqa: E402 - only now on the path
+from kernel.dataplane import interface, tables  # noqa: E402
 from lab.host import Host  # noqa: E402
 from lab.kernelstate import owned_buckets  # noqa: E402
 from lbless_api.mac import default_mac  # noqa: E402
@@ -108,10 +109,10 @@ def run(directory: Path, *, remove: bool, step: int | None = None) -> bool:
 def desire(directory: Path, shares: Shares) -> None:
     """Make exactly these ClusterIPs desired."""
     for path in (directory / "desired").glob("*.json"):
-        path.unlink()
+        synced.delete(path.parent, path.stem)
     for ip, buckets in shares.items():
         uid = ip.replace(".", "-")
-        files.write_json(directory / "desired" / f"{uid}.json", desired_json(uid, ip, {"n1": buckets}))
+        synced.put(directory / "desired", uid, desired_json(uid, ip, {"n1": buckets}))
 
 
 def check_filtered(host: Host, addresses: tuple[str, ...]) -> None:
@@ -141,7 +142,7 @@ def main(directory: Path, near: str, far: str) -> None:
     host = Here("here", "", [], directory)
     for name in ("desired", "applied"):
         files.make_directory(directory / name)
-    files.write_word(directory / "desired" / ".complete", files.boot_id())
+    synced.complete(directory / "desired")
     addresses = (near, far)
     kills = 0
     for former, wanted in (

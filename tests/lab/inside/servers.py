@@ -1,7 +1,8 @@
 """A node's service: says over TCP and UDP, in one line of JSON, which node answers whom.
 
-Run as `servers.py NODE --tcp PORT… --udp PORT…`; writes `ready` to standard output once every port is bound. A TCP
-connection gets a line when it is accepted and one more for each line that it sends, until the client closes it.
+Run as `servers.py NODE --tcp PORT… --udp PORT… --long PORT…`; writes `ready` to standard output once every port is
+bound. A TCP connection gets a line when it is accepted and one more for each line that it sends, until the client
+closes it. On the ports of `--long`, TCP too, a line has 256 KiB, most of it blanks.
 """
 
 import argparse
@@ -17,6 +18,7 @@ BACKLOG = 4096
 # A FIN sent at once can overtake, by way of another processor, the ACK that the kernel owes the client's FIN. The
 # client, having seen both, answers that late ACK, and no socket is left to take it: a RST that is nobody's fault.
 LINGER_SECONDS = 0.05
+BLANKS = b" " * (256 * 1024)
 DATAGRAM_BUFFER = 8 * 1024 * 1024
 
 
@@ -26,15 +28,18 @@ def main() -> None:
     parser.add_argument("node")
     parser.add_argument("--tcp", type=int, nargs="*", default=[])
     parser.add_argument("--udp", type=int, nargs="*", default=[])
+    parser.add_argument("--long", type=int, nargs="*", default=[])
     arguments = parser.parse_args()
-    asyncio.run(serve(arguments.node, arguments.tcp, arguments.udp))
+    asyncio.run(serve(arguments.node, arguments.tcp, arguments.udp, arguments.long))
 
 
-async def serve(node: str, tcp_ports: list[int], udp_ports: list[int]) -> None:
+async def serve(node: str, tcp_ports: list[int], udp_ports: list[int], long_ports: list[int]) -> None:
     """Bind every port on all addresses, say so, and answer."""
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         line = _answer(node, writer.get_extra_info("peername"))
+        if writer.get_extra_info("sockname")[1] in long_ports:
+            line = BLANKS + line
         try:
             writer.write(line)
             while await reader.readline():
@@ -47,7 +52,7 @@ async def serve(node: str, tcp_ports: list[int], udp_ports: list[int]) -> None:
 
     servers = [
         await asyncio.start_server(converse, "0.0.0.0", port, backlog=BACKLOG, reuse_address=True)
-        for port in tcp_ports
+        for port in (*tcp_ports, *long_ports)
     ]
     loop = asyncio.get_running_loop()
     for port in udp_ports:

@@ -60,7 +60,10 @@ class Batch:
         self._socket.close()
 
     def run(self, changes: Iterable[Change]) -> None:
-        """Make the changes as one transaction; raises EngineError, and then nothing of it took effect."""
+        """Make the changes as one transaction, as a whole or not at all; raises EngineError.
+
+        Where the kernel refused, nothing took effect; where its answer did not come, nobody knows.
+        """
         bodies = [body for change in changes for body in _bodies(change)]
         if not bodies:
             return

@@ -10,11 +10,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
+from lbless_api import capabilities
 from lbless_api.buckets import BucketSet
+from lbless_api.capabilities import Capability
+from lbless_api.clusterip import SourceMAC
 from lbless_api.hashing import MAX_BUCKETS, HashFunction, HashMode
-from lbless_api.mac import parse_mac
+from lbless_api.mac import parse_mac, unicast_mac
 from lbless_api.node import EngineReport
-from lbless_nodeagent.dataplane.engine import NOTHING, Capabilities, EngineError, Vip, Wanted
+from lbless_nodeagent.dataplane.engine import NOTHING, EngineError, Vip, Wanted
 from lbless_nodeagent.dataplane.nftables import probe, readback, transactions
 from lbless_nodeagent.dataplane.nftables.batch import Batch
 from lbless_nodeagent.dataplane.nftables.footprint import vip as vip_of
@@ -26,12 +29,15 @@ from lbless_nodeagent.dataplane.nftables.transactions import MAX_ELEMENTS, Bucke
 
 _LOG = logging.getLogger(__name__)
 
-CAPABILITIES = Capabilities(
-    functions=frozenset(HashFunction),
-    modes=frozenset(HashMode),
-    max_buckets=MAX_BUCKETS,
-    min_prefix_length=1,
-    ports=True,
+CAPABILITIES = (
+    Capability(
+        functions=frozenset(HashFunction),
+        modes=frozenset(HashMode),
+        max_buckets=MAX_BUCKETS,
+        min_prefix_length=1,
+        ports=True,
+        source_macs=frozenset(SourceMAC),
+    ),
 )
 _ATTEMPTS = 3
 _PROBE_SECONDS = 60
@@ -71,8 +77,8 @@ class NftablesEngine:
         self._goal: Held | None = None  # what was last applied, and the Held it comes to
         self._wanted = NOTHING
 
-    def capabilities(self) -> Capabilities:
-        """What it can do."""
+    def capabilities(self) -> tuple[Capability, ...]:
+        """What it can do, on every kernel that it works on."""
         return CAPABILITIES
 
     def refusal(self, vip: Vip) -> str | None:
@@ -85,14 +91,18 @@ class NftablesEngine:
         try:
             if parse_mac(vip.mac) != vip.mac:
                 return f"{vip.ip}: MAC address {vip.mac} is not written in lower case with colons."
+            if vip.source_mac is SourceMAC.CLUSTER:
+                unicast_mac(vip.mac)
         except ValueError as error:
             return f"{vip.ip}: {error}"
-        refused = CAPABILITIES.refusal(self.name, vip)
-        if refused is None and not vip.owned.issubset(BucketSet.full(vip.hash.buckets)):
+        refused = capabilities.refusal(self.name, CAPABILITIES, vip.demand)
+        if refused:
+            return f"{vip.ip}: {refused}"
+        if not vip.owned.issubset(BucketSet.full(vip.hash.buckets)):
             return (
                 f"{vip.ip}: buckets {vip.owned} are not all below {vip.hash.buckets}: correct the assignment."
             )
-        return refused
+        return None
 
     def probe(self) -> EngineReport:
         """Try everything that is needed, leave nothing behind, and say what is missing. Never raises.
@@ -107,7 +117,7 @@ class NftablesEngine:
         except (OSError, subprocess.TimeoutExpired) as error:
             return EngineReport(self.name, False, f"nftables could not be tried: {error}.")
         if done.returncode == 0:
-            return EngineReport(self.name, True)
+            return EngineReport(self.name, True, capabilities=CAPABILITIES)
         if done.returncode == probe.MISSING:
             return EngineReport(self.name, False, done.stdout.strip())
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 from lbless_api.buckets import BucketSet
-from lbless_api.clusterip import HashParameters, PortRange, Protocol
+from lbless_api.clusterip import HashParameters, PortRange, Protocol, SourceMAC
+from lbless_api.mac import unicast_mac
 from lbless_nodeagent.dataplane.engine import Vip
 from lbless_nodeagent.dataplane.nftables.names import (
     MACS,
     PORT_RANGES,
     PORTS,
     SHARED,
+    SOURCE_MACS,
     VIPS,
     Family,
     entry_chain,
@@ -39,7 +41,7 @@ class SetName:
 _IP_SHARED, _IP_VIPS = SetName(Family.IP, SHARED), SetName(Family.IP, VIPS)
 _IP_PORTS, _IP_PORT_RANGES = SetName(Family.IP, PORTS), SetName(Family.IP, PORT_RANGES)
 _ARP_SHARED, _ARP_VIPS = SetName(Family.ARP, SHARED), SetName(Family.ARP, VIPS)
-_NETDEV_MACS = SetName(Family.NETDEV, MACS)
+_NETDEV_MACS, _NETDEV_SOURCE_MACS = SetName(Family.NETDEV, MACS), SetName(Family.NETDEV, SOURCE_MACS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class Footprint:
     arp_shared: bool = False
     arp_interfaces: frozenset[str] = frozenset()
     mac: str | None = None
+    source_mac: str | None = None
 
 
 ABSENT = Footprint()
@@ -72,6 +75,7 @@ def footprint(vip: Vip) -> Footprint:
         arp_shared=True,
         arp_interfaces=frozenset({vip.interface}),
         mac=vip.mac,
+        source_mac=unicast_mac(vip.mac) if vip.source_mac is SourceMAC.CLUSTER else None,
     )
 
 
@@ -85,8 +89,13 @@ def vip(ip: IPv4Address, found: Footprint) -> Vip | None:
         return None
     group, with_ports = entry
     ports = tuple(sorted(found.ports)) if with_ports else None
-    complete = Vip(ip, interface, found.mac, group, ports, found.owned.get(group, BucketSet()))
-    return complete if footprint(complete) == found else None
+    source_mac = SourceMAC.CLUSTER if found.source_mac else SourceMAC.NODE
+    owned = found.owned.get(group, BucketSet())
+    complete = Vip(ip, interface, found.mac, group, ports, owned, source_mac)
+    try:
+        return complete if footprint(complete) == found else None
+    except ValueError:  # somebody's element: lbless gives no source to a MAC that has none
+        return None
 
 
 def elements(ip: IPv4Address, found: Footprint) -> dict[SetName, frozenset[str]]:
@@ -106,4 +115,5 @@ def elements(ip: IPv4Address, found: Footprint) -> dict[SetName, frozenset[str]]
         _ARP_SHARED: frozenset({text} if found.arp_shared else ()),
         _ARP_VIPS: frozenset(f'"{i}" . {text}' for i in found.arp_interfaces),
         _NETDEV_MACS: frozenset({f"{text} : {found.mac}"} if found.mac else ()),
+        _NETDEV_SOURCE_MACS: frozenset({f"{text} : {found.source_mac}"} if found.source_mac else ()),
     }

@@ -21,6 +21,7 @@ from lbless_nodeagent.dataplane.nftables.names import (
     PORTS,
     SEAL,
     SHARED,
+    SOURCE_MACS,
     TABLE,
     VIPS,
     Family,
@@ -161,6 +162,7 @@ class _Found:
     arp_shared: set[IPv4Address] = field(default_factory=set)
     arp_interfaces: dict[IPv4Address, set[str]] = field(default_factory=lambda: defaultdict(set))
     macs: dict[IPv4Address, str] = field(default_factory=dict)
+    source_macs: dict[IPv4Address, str] = field(default_factory=dict)
     local_sources: list[IPv4Network] = field(default_factory=list)
 
     def update(self, other: "_Found") -> None:
@@ -172,11 +174,13 @@ class _Found:
         self.arp_shared |= other.arp_shared
         self.arp_interfaces.update(other.arp_interfaces)
         self.macs.update(other.macs)
+        self.source_macs.update(other.source_macs)
         self.local_sources += other.local_sources
 
     def footprints(self) -> dict[IPv4Address, Footprint]:
         everywhere: tuple[Iterable[IPv4Address], ...] = (
             self.shared, self.entries, self.ports, self.owned, self.arp_shared, self.arp_interfaces, self.macs,
+            self.source_macs,
         )  # fmt: skip
         return {
             ip: Footprint(
@@ -187,6 +191,7 @@ class _Found:
                 arp_shared=ip in self.arp_shared,
                 arp_interfaces=frozenset(self.arp_interfaces.get(ip, ())),
                 mac=self.macs.get(ip),
+                source_mac=self.source_macs.get(ip),
             )
             for ip in set().union(*everywhere)
         }
@@ -215,8 +220,8 @@ def _read_elements(reader: Reader, family: Family, structure: Structure, found: 
         for e in each(VIPS):
             found.arp_interfaces[IPv4Address(e.key[16:20])].add(_interface(e.key[:16]))
     else:
-        for e in each(MACS):
-            found.macs[IPv4Address(e.key)] = bytes(_value(e)[1])[:6].hex(":")
+        for name, macs in ((MACS, found.macs), (SOURCE_MACS, found.source_macs)):
+            macs.update((IPv4Address(e.key), bytes(_value(e)[1])[:6].hex(":")) for e in each(name))
 
 
 def _read_owned(reader: Reader, group: HashParameters, found: _Found) -> None:

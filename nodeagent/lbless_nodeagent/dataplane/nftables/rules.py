@@ -5,6 +5,8 @@ Only structure is written here; what differs between addresses are set elements,
 other ways of writing the same abort the process in an assertion.
 """
 
+from itertools import chain
+
 from lbless_api.clusterip import HashParameters
 from lbless_api.hashing import HashFunction, HashMode
 from lbless_nodeagent.dataplane.nftables.names import (
@@ -14,6 +16,7 @@ from lbless_nodeagent.dataplane.nftables.names import (
     PORTS,
     SEAL,
     SHARED,
+    SOURCE_MACS,
     TABLE,
     VIPS,
     Family,
@@ -23,11 +26,14 @@ from lbless_nodeagent.dataplane.nftables.names import (
     owned_set,
 )
 
-FORMAT = "lbless nftables 1"
+FORMAT = "lbless nftables 2"
 """The comment of each table. Raise the number with any change of a text below: then a new version
 replaces what it finds instead of adopting it."""
 
 _ICMP_ERRORS = "{ destination-unreachable, time-exceeded, parameter-problem }"
+_ERROR_CLIENT = "@th,192,32"
+_EMBEDDED_WITH_PORTS = "{ 6, 17, 33, 132, 136 }"
+_FOREIGN = "counter name foreign drop"
 _TO_PORTS = ("tcp", "udp", "udplite", "sctp", "dccp", "esp")
 
 # Each table has a set `seal` with one element, 128 bits written as an IPv6 address: the digest of the
@@ -78,7 +84,8 @@ _ARP = f"""{_HEAD}
 # The kernel would answer for any of its addresses on every interface, with that one's own MAC.
 
 _NETDEV = f"""{_HEAD}
- map {MACS} {{ type ipv4_addr : ether_addr; }}"""
+ map {MACS} {{ type ipv4_addr : ether_addr; }}
+ map {SOURCE_MACS} {{ type ipv4_addr : ether_addr; }}"""
 
 _TABLES = {Family.IP: _IP, Family.ARP: _ARP, Family.NETDEV: _NETDEV}
 
@@ -89,19 +96,17 @@ def table(family: Family) -> str:
     return f"add table {name}\ndelete table {name}\ntable {name} {{ {_TABLES[family]}\n}}\n"
 
 
-def remove_table(family: Family) -> str:
-    """Leave nothing of a table, whether it is there or not."""
-    return f"add table {family} {TABLE}\ndelete table {family} {TABLE}\n"
-
-
 def add_egress(interface: str) -> str:
-    """ARP that leaves the interface from a shared address says the cluster's MAC, whoever made the frame.
+    """What leaves the interface from a shared address, whoever made the frame, names the cluster.
 
-    Replies and requests alike: a request teaches its receivers just as well.
+    ARP says the cluster's MAC, in replies and requests alike: a request teaches its receivers just as well.
+    Its frame comes from the node's own, always: nobody looks at that, and each node answers each request.
+    The frames of IPv4 come from the MAC in the map, where there is one for the address.
     """
     return f"""table {Family.NETDEV} {TABLE} {{
  chain {egress_chain(interface)} {{ type filter hook egress device "{interface}" priority 0; policy accept;
   ether type arp arp saddr ether set arp saddr ip map @{MACS}
+  ether type ip ether saddr set ip saddr map @{SOURCE_MACS}
  }}
 }}
 """
@@ -135,24 +140,13 @@ def _group_chains(group: HashParameters) -> dict[str, str]:
     # A port that is absent counts as a zero word. jhash starts from seed + length, so that leaving the
     # word out and adding its 4 bytes to the seed is the same.
     to_ports = ", ".join(f"{protocol} : goto {name}_l4" for protocol in _TO_PORTS)
-    embedded_ports = "{ 6, 17, 33, 132, 136 }"
     return {
         f"{name}_l4": _hashed(group, "ip saddr", ("th sport", "th dport"), group.seed),
         # AH's SPI follows 4 bytes of header; ESP's stands where others have their ports.
         f"{name}_ah": _hashed(group, "ip saddr", ("@th,32,16", "@th,48,16"), group.seed),
         f"{name}_portless": _hashed(group, "ip saddr", (), portless),
-        # An ICMP error belongs to the flow of the packet in it, which this cluster sent: its destination
-        # is the client. Offsets are from the ICMP header, with an embedded IP header of 20 bytes.
-        f"{name}_error": _hashed(group, "@th,192,32", ("@th,240,16", "@th,224,16"), group.seed),
-        f"{name}_error_portless": _hashed(group, "@th,192,32", (), portless),
-        f"{name}_icmp": "\n  ".join(
-            (
-                f"icmp type != {_ICMP_ERRORS} goto {name}_portless",
-                "@th,64,8 != 0x45 counter name foreign drop",  # IP options in it: no flow can be told
-                f"@th,136,8 {embedded_ports} goto {name}_error",
-                f"goto {name}_error_portless",
-            )
-        ),
+        **_errors(group, portless),
+        f"{name}_icmp": f"icmp type != {_ICMP_ERRORS} goto {name}_portless\n  goto {name}_error",
         # The lease of a later version comes first in the entry chains, before ports are looked at.
         name: "\n  ".join(
             (
@@ -172,16 +166,55 @@ def _group_chains(group: HashParameters) -> dict[str, str]:
     }
 
 
+def _errors(group: HashParameters, portless: int) -> dict[str, str]:
+    """Chains for ICMP errors. One belongs to the flow of the packet in it, which this cluster sent: its
+    destination is the client. Offsets are from the ICMP header, which has 8 bytes."""
+    name = f"{group_name(group)}_error"
+    if group.mode is HashMode.SOURCE_IP:
+        return {name: _hashed(group, _ERROR_CLIENT, (), portless)}
+    # Between 6 and 15 words: the header has options, and the ports are behind them.
+    options = (
+        _kept(group, _ERROR_CLIENT, _embedded_ports(words), group.seed, f"@th,64,8 {0x40 | words} ")
+        for words in range(6, 16)
+    )
+    return {
+        f"{name}_portless": _hashed(group, _ERROR_CLIENT, (), portless),
+        f"{name}_options": "\n  ".join((*chain.from_iterable(options), _FOREIGN)),
+        f"{name}_l4": _hashed(group, _ERROR_CLIENT, _embedded_ports(5), group.seed),
+        name: "\n  ".join(
+            (
+                f"@th,136,8 != {_EMBEDDED_WITH_PORTS} goto {name}_portless",
+                f"@th,64,8 0x45 goto {name}_l4",
+                f"goto {name}_options",
+            )
+        ),
+    }
+
+
 def _hashed(group: HashParameters, client: str, ports: tuple[str, ...], seed: int) -> str:
-    """Rules that keep a packet if its bucket is owned: `client` is where its address is found, and
-    `ports` where both ports are, or empty."""
+    """Rules that keep a packet if its bucket is owned, and drop any other; see `_kept`."""
+    return "\n  ".join((*_kept(group, client, ports, seed), _FOREIGN))
+
+
+def _kept(
+    group: HashParameters, client: str, ports: tuple[str, ...], seed: int, condition: str = ""
+) -> list[str]:
+    """Rules that keep a packet if `condition` holds and its bucket is owned: `client` is where its address
+    is found, and `ports` where both ports are, or empty."""
     counted = {HashMode.SOURCE_IP: 0, HashMode.SOURCE_IP_SOURCE_PORT: 1}.get(group.mode, 2)
     rest = f"mod {group.buckets} seed {seed} @{owned_set(group)} goto keep"  # without seed: a random one
     rules = []
-    for condition, address in _client_words(group, client):
+    for half, address in _client_words(group, client):
         words = " . ".join((address, *ports[:counted]))
-        rules.append(f"{condition}ip daddr . jhash {words} {rest}")
-    return "\n  ".join((*rules, "counter name foreign drop"))
+        rules.append(f"{condition}{half}ip daddr . jhash {words} {rest}")
+    return rules
+
+
+def _embedded_ports(words: int) -> tuple[str, str]:
+    """Where the client's and the cluster's port are in an ICMP error, if the IP header of the packet in it
+    has so many words of 4 bytes: more than 5 if it has options."""
+    at = 64 + 32 * words
+    return f"@th,{at + 16},16", f"@th,{at},16"
 
 
 def _client_words(group: HashParameters, client: str) -> list[tuple[str, str]]:

@@ -31,6 +31,7 @@ from lbless_nodeagent.dataplane.nftables.names import (
     PORTS,
     SEAL,
     SHARED,
+    SOURCE_MACS,
     TABLE,
     VIPS,
     Family,
@@ -197,7 +198,9 @@ def _element_changes(held: Held, goal: Held) -> Iterator[_Change]:
     yield change("delete", gone, Family.IP, PORTS)
     yield change("delete", gone, Family.IP, PORT_RANGES)
     yield change("delete", gone, Family.NETDEV, MACS)  # also one that gets another value: the key goes first
+    yield change("delete", gone, Family.NETDEV, SOURCE_MACS)
     yield change("add", new, Family.NETDEV, MACS)
+    yield change("add", new, Family.NETDEV, SOURCE_MACS)
     yield change("add", new, Family.ARP, SHARED)
     yield change("add", new, Family.ARP, VIPS)
     yield change("add", new, Family.IP, SHARED)
