@@ -1,7 +1,7 @@
 """ARP of shared addresses under the iptables engine: answers say the cluster's MAC, and on one interface only.
 
-Two rules an address, in chains of our own in arptables' table filter. Where the kernel or the program lacks that,
-the CLUSTERIP target, which does the first by itself, still works; xt_cluster does not.
+Two rules an address, in chains of our own in arptables' table filter. The CLUSTERIP target does the first by
+itself, but not while an address owns nothing, nor between the two commits that give it other parameters.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lbless_nodeagent.dataplane.iptables import entries, rules
 from lbless_nodeagent.dataplane.iptables.entries import Chains, Entry
 
 TABLE = "filter"
-IN, OUT = "LBLESS-in", "LBLESS-out"
+IN, OUT, PROBE = "LBLESS-in", "LBLESS-out", "LBLESS-probe"
 _HOOKS = {IN: "INPUT", OUT: "OUTPUT"}
 _SECONDS = 10
 _ETHERNET = (6, 0xFF)
@@ -52,7 +52,10 @@ class ArpRule:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the kernel has: our rules in order, None for one that is not of ours' form, and which chains are entered."""
+    """What the kernel has: our rules in order, None for one that is not of ours' form, and which chains are entered.
+
+    Chains of ours are all whose names begin so: a probe or another version may have left some.
+    """
 
     chains: dict[str, list[ArpRule | None]]
     entered: dict[str, int]
@@ -69,7 +72,7 @@ def wanted(vips: Iterable[Vip]) -> set[ArpRule]:
 
 def decode(found: Chains) -> Held:
     """Our part of the table."""
-    chains = {name: [*map(_decode, found[name])] for name in _HOOKS if name in found}
+    chains = {name: [*map(_decode, chain)] for name, chain in found.items() if rules.is_ours(name)}
     entered = {name: sum(entry.verdict == name for entry in found[""]) for name in chains}
     return Held(chains, entered)
 
@@ -80,12 +83,7 @@ def is_held(vips: Iterable[Vip], table: bytes | None) -> bool:
     held = decode(entries.parse(entries.ARP, table)) if table else Held({}, {})
     found = [rule for chain in held.chains.values() for rule in chain]
     complete = {*found} == need and len(found) == len(need)
-    return complete and (not need or held.entered == {IN: 1, OUT: 1})
-
-
-def is_needed(vips: Iterable[Vip]) -> bool:
-    """Whether the rules can be had here, or some address cannot do without."""
-    return bool(_program()) or not all(map(rules.uses_target, vips))
+    return complete and held.entered == (dict.fromkeys(_HOOKS, 1) if need else {})
 
 
 def read() -> bytes | None:
@@ -99,26 +97,23 @@ def problem() -> str:
         return "the program arptables-legacy is missing: install the package arptables"
     probe = ArpRule(IPv4Address("192.0.2.1"), "lo", "01:00:5e:7f:00:01")
     try:
-        _run("-N", "LBLESS-probe")
+        if PROBE in _held().chains:  # of one that was killed
+            _remove(PROBE)
+        _run("-N", PROBE)
+        try:
+            _run("-A", PROBE, *probe.words)
+        finally:
+            _remove(PROBE)
     except EngineError as error:
         return str(error)
-    try:
-        _run("-A", "LBLESS-probe", *probe.words)
-    except EngineError as error:
-        return str(error)
-    finally:
-        _run("-F", "LBLESS-probe")
-        _run("-X", "LBLESS-probe")
     return ""
 
 
 def add(vips: Iterable[Vip]) -> None:
     """Add what is missing; raises EngineError."""
     need = wanted(vips)
-    if not need or not _program():
-        return
     held = _held()
-    for name, hook in _HOOKS.items():
+    for name, hook in _HOOKS.items() if need else ():
         if name not in held.chains:
             _run("-N", name)
         if not held.entered.get(name):
@@ -132,6 +127,9 @@ def remove_others(vips: Iterable[Vip]) -> None:
     need = wanted(vips)
     held = _held()
     for name, chain in held.chains.items():
+        if name not in _HOOKS:
+            _remove(name)
+            continue
         keep: set[ArpRule] = set()
         doomed = []
         for number, rule in enumerate(chain, 1):
@@ -145,6 +143,11 @@ def remove_others(vips: Iterable[Vip]) -> None:
             _run("-D", _HOOKS[name], "-j", name)
         if not need:
             _run("-X", name)
+
+
+def _remove(chain: str) -> None:
+    _run("-F", chain)
+    _run("-X", chain)
 
 
 def _held() -> Held:

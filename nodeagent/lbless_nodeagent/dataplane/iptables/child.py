@@ -4,41 +4,59 @@ A process of its own because python-iptables redirects standard output, keeps gl
 crash; single-threaded, and alone with the tables by the lock that iptables itself takes. Every change is
 one commit of a whole table, so that a packet sees the old rules or the new ones wherever this is killed.
 
-Input and output are one JSON object each; `engine` is the other end. Ends with status 0, or 1 and a sentence.
+Input and output are one JSON object each; `writer` is the other end and has the exit statuses. May be started
+long before its input comes: it loads what it needs first.
 """
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import ModuleType
 from typing import Any
 
-from lbless_nodeagent.dataplane.engine import EngineError, Wanted
+from lbless_nodeagent.dataplane.engine import EngineBusyError, EngineError, Wanted
 from lbless_nodeagent.dataplane.iptables import arp, entries, procfs, rules, wire
 from lbless_nodeagent.dataplane.iptables.rules import Chains, Clusterip
+from lbless_nodeagent.dataplane.iptables.writer import BUSY, REFUSED
 
 LOCK = "/run/xtables.lock"
-LOCK_SECONDS = 5.0
-"""As long as `iptables -w 5` would wait for another program."""
+LOCK_SECONDS = 4.0
+"""As dataplane's report, which tells that it lives, may be 6 s old, and it waits meanwhile."""
+_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
     """Do what standard input says."""
     answers = os.fdopen(os.dup(1), "w")  # python-iptables redirects the descriptor itself
+    _end_with_parent()
+    with suppress(EngineError):  # raised again where it is needed
+        _load()
+    said = sys.stdin.read()
+    if not said:
+        return  # nothing is to be done any more
     try:
-        order = json.load(sys.stdin)
+        order = json.loads(said)
         with _lock():
             reply = _probe() if order["do"] == "probe" else _apply(order)
     except EngineError as error:
         print(error, file=answers)
-        sys.exit(1)
+        answers.flush()
+        sys.exit(BUSY if isinstance(error, EngineBusyError) else REFUSED)
     json.dump(reply, answers)
     answers.flush()
+
+
+def _end_with_parent() -> None:
+    """An order must not outlive who gave it: the next one may have had all rules removed by then."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager
@@ -56,7 +74,7 @@ def _lock() -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    raise EngineError(
+                    raise EngineBusyError(
                         f"Another program has held {path} for {LOCK_SECONDS:.0f} s: "
                         f"see which one with `fuser {path}`; the rules stay as they are."
                     ) from None
@@ -134,16 +152,20 @@ def _hand_out(wanted: Wanted) -> None:
 
 
 def _commit(held: Chains, goal: Chains) -> None:
-    from lbless_nodeagent.dataplane.iptables import write  # noqa: PLC0415 - loads libxtables: only to write
-
-    write.commit(held, goal)
+    _load().commit(held, goal)
 
 
-def _probe() -> dict[str, object]:
-    """Which of the two ways work here, each tried in a chain that no packet comes to."""
-    from lbless_nodeagent.dataplane.iptables import write  # noqa: PLC0415
+def _probe() -> dict[str, str]:
+    """Why each of `cluster` and `legacy`, which are tried in a chain that no packet comes to, and `arp` does not
+    work here; "" where it does."""
+    return {**_load().problems(), "arp": arp.problem()}
 
-    return {"ways": write.problems(), "arp": arp.problem()}
+
+def _load() -> ModuleType:
+    """The module that loads libxtables, which may be missing; raises EngineError."""
+    from lbless_nodeagent.dataplane.iptables import write  # noqa: PLC0415 - see above
+
+    return write
 
 
 if __name__ == "__main__":

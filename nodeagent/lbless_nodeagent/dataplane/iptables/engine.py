@@ -7,18 +7,13 @@ has that, it does all modes of LegacyClusterIP up to 16 buckets; xt_cluster does
 from __future__ import annotations
 
 import ctypes
-import json
-import logging
 import os
 import re
 import struct
-import subprocess
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from typing import Any
 
 from lbless_api import capabilities
 from lbless_api.buckets import BucketSet
@@ -28,11 +23,10 @@ from lbless_api.mac import parse_mac
 from lbless_api.node import EngineReport
 from lbless_nodeagent.dataplane.engine import EngineError, Vip, Wanted
 from lbless_nodeagent.dataplane.iptables import arp, entries, procfs, rules, wire
+from lbless_nodeagent.dataplane.iptables.writer import Writer
 
 LOOK_SECONDS = 0.1
 """The kernel tells nobody that these tables changed, so they are looked at this often."""
-_CHILD_SECONDS = 60
-_CHILD = f"{__package__}.child"
 _INTERFACE = re.compile(r"[0-9A-Za-z_.:@-]{1,15}", re.ASCII)
 """At the end of a name, iptables takes + for any interface that begins so."""
 
@@ -46,16 +40,30 @@ _CLUSTER = Capability(
     ports=True,
 )
 
-_LOG = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """The kernel's tables as read, counters left out, and the nodes of each address of the CLUSTERIP target."""
+    """The kernel's tables as read, and the nodes of each address of the CLUSTERIP target."""
 
     mangle: bytes | None
     arp: bytes | None
     nodes: Mapping[IPv4Address, BucketSet]
+
+
+class _Applied:
+    """What was read right after the last `apply`."""
+
+    def __init__(self, held: _Held) -> None:
+        self._mangle = entries.Seen(entries.IP, held.mangle or b"")
+        self._arp = entries.Seen(entries.ARP, held.arp or b"")
+        self._nodes = held.nodes
+
+    def is_in(self, held: _Held) -> bool:
+        return (
+            self._mangle.is_in(held.mangle or b"")
+            and self._arp.is_in(held.arp or b"")
+            and self._nodes == held.nodes
+        )
 
 
 class IptablesEngine:
@@ -65,7 +73,8 @@ class IptablesEngine:
 
     def __init__(self) -> None:
         self._capabilities: tuple[Capability, ...] = (_LEGACY, _CLUSTER)
-        self._held: _Held | None = None  # right after the last `apply`
+        self._applied: _Applied | None = None
+        self._writer = Writer()
         self._ticks = -1
 
     def capabilities(self) -> tuple[Capability, ...]:
@@ -96,16 +105,16 @@ class IptablesEngine:
     def probe(self) -> EngineReport:
         """Try everything that is needed, leave nothing behind, and say what is missing. Never raises."""
         try:
-            found = self._order({"do": "probe"})
+            found = self._writer.do({"do": "probe"})
         except EngineError as error:
             return EngineReport(self.name, False, str(error), capabilities=self._capabilities)
-        ways = found["ways"]
+        if found["arp"]:
+            message = f"The cluster's MAC cannot be told without arptables: {found['arp']}"
+            return EngineReport(self.name, False, message, capabilities=self._capabilities)
         missing = {
-            _LEGACY: ways["legacy"] and f"The target CLUSTERIP does not work here: {ways['legacy']}",
-            _CLUSTER: ways["cluster"] and f"The match cluster does not work here: {ways['cluster']}",
+            _LEGACY: found["legacy"] and f"The target CLUSTERIP does not work here: {found['legacy']}",
+            _CLUSTER: found["cluster"] and f"The match cluster does not work here: {found['cluster']}",
         }
-        if found["arp"] and not missing[_CLUSTER]:
-            missing[_CLUSTER] = f"The match cluster cannot be used without arptables: {found['arp']}"
         able = tuple(way for way, why in missing.items() if not why)
         message = " ".join(why for why in missing.values() if why)
         self._capabilities = able or (_LEGACY, _CLUSTER)
@@ -119,20 +128,21 @@ class IptablesEngine:
                 raise EngineError(refused or f"{ip} is wanted with the rules of {vip.ip}.")
         held = _read()
         if not _is(held, wanted):
-            self._held = None
-            self._order({"do": "apply", "wanted": wire.render(wanted)})
+            self._applied = None
+            self._writer.do({"do": "apply", "wanted": wire.render(wanted)})
             held = _read()
             if not _is(held, wanted):
                 raise EngineError(
                     "The kernel holds other iptables rules than were just written: see which program changes them."
                 )
-        self._held = held
+        self._applied = _Applied(held)
+        self._writer.prepare()
 
     def verify(self) -> bool:
         """Whether the kernel still holds what was last applied."""
         if self._ticks >= 0:
             _drain(self._ticks)
-        return self._held is not None and _read() == self._held
+        return self._applied is not None and self._applied.is_in(_read())
 
     def audit(self) -> bool:
         """As `verify`, which reads everything already."""
@@ -140,18 +150,21 @@ class IptablesEngine:
 
     def remove(self) -> None:
         """Leave nothing of the engine's in the kernel, also of other versions of it."""
-        self._held = None
+        self._applied = None
         found = entries.read(entries.IP, rules.TABLE)
         ours = found is not None and any(map(rules.is_ours, entries.parse(entries.IP, found)))
-        table = arp.read()
-        if ours or not arp.is_held((), table):
-            self._order({"do": "apply"})
+        if ours or not arp.is_held((), arp.read()):
+            self._writer.do({"do": "apply"})
 
     def installed(self) -> Wanted | None:
         """What the kernel holds, read back; see `Engine.installed`."""
         held = _read()
-        chains = rules.decode(entries.parse(entries.IP, held.mangle)) if held.mangle else {}
-        return rules.understand(chains, held.nodes) if rules.CHAIN in chains else None
+        found = entries.parse(entries.IP, held.mangle) if held.mangle else {}
+        if rules.CHAIN not in found:
+            return None
+        # Rules that no packet comes to hold nothing, whatever they say.
+        chains = rules.decode(found) if rules.is_led_to(found) else {}
+        return rules.understand(chains, held.nodes)
 
     def counters(self) -> Mapping[str, int]:
         """How many packets met each end since the rules were made, by name."""
@@ -166,42 +179,14 @@ class IptablesEngine:
 
     def close(self) -> None:
         """Let go of descriptors; the kernel keeps what it holds."""
+        self._writer.close()
         if self._ticks >= 0:
             os.close(self._ticks)
             self._ticks = -1
 
-    def _order(self, order: Mapping[str, object]) -> dict[str, Any]:
-        """Have the child do it; raises EngineError with its sentence."""
-        command = [sys.executable, "-P", "-m", _CHILD]  # -P: nothing from the working directory
-        try:
-            done = subprocess.run(
-                command,
-                input=json.dumps(order),
-                capture_output=True,
-                text=True,
-                timeout=_CHILD_SECONDS,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise EngineError(f"The iptables rules could not be written: {error}.") from error
-        if done.returncode == 0:
-            return dict(json.loads(done.stdout))
-        if done.returncode == 1 and done.stdout:
-            raise EngineError(done.stdout.strip())
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
-        raise EngineError(
-            f"Writing the iptables rules ended with status {done.returncode} ({last}): "
-            f"the kernel has the old rules or the new ones."
-        )
-
 
 def _read() -> _Held:
-    mangle, table = entries.read(entries.IP, rules.TABLE), arp.read()
-    return _Held(
-        entries.unchanging(entries.IP, mangle) if mangle else None,
-        entries.unchanging(entries.ARP, table) if table else None,
-        procfs.read(),
-    )
+    return _Held(entries.read(entries.IP, rules.TABLE), arp.read(), procfs.read())
 
 
 def _is(held: _Held, wanted: Wanted) -> bool:
@@ -212,8 +197,7 @@ def _is(held: _Held, wanted: Wanted) -> bool:
     if not rules.is_entered(found):
         return False
     complete = rules.is_held(wanted, rules.decode(found), held.nodes)
-    vips = wanted.vips.values()
-    return complete and (arp.is_held(vips, held.arp) or not arp.is_needed(vips))
+    return complete and arp.is_held(wanted.vips.values(), held.arp)
 
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -221,14 +205,15 @@ _CLOCK_MONOTONIC, _NONBLOCK_CLOEXEC = 1, os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def _timer(seconds: float) -> int:
-    """A timerfd, which Python has only from 3.13 on; raises OSError."""
+    """A timerfd, which Python has only from 3.13 on; raises EngineError."""
     made: int = _LIBC.timerfd_create(_CLOCK_MONOTONIC, _NONBLOCK_CLOEXEC)
     if made < 0:
-        raise OSError(ctypes.get_errno(), "timerfd_create")
+        raise EngineError(f"No timer can be had to look at iptables by: {os.strerror(ctypes.get_errno())}.")
     whole, rest = divmod(int(seconds * 1e9), 10**9)
     times = struct.pack("<qqqq", whole, rest, whole, rest)
     if _LIBC.timerfd_settime(made, 0, times, None):
-        raise OSError(ctypes.get_errno(), "timerfd_settime")
+        os.close(made)
+        raise EngineError("The timer to look at iptables by cannot be set.")
     return made
 
 

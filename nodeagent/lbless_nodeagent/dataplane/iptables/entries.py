@@ -11,7 +11,7 @@ import ctypes
 import os
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,18 +68,20 @@ Chains = Mapping[str, tuple[Entry, ...]]
 
 
 def exists(layout: Layout, table: str) -> bool:
-    """Whether the network namespace has the table; asking the kernel for it would make it."""
+    """Whether the network namespace has the table; asking the kernel for it would make it. Raises EngineError."""
     try:
         return table in layout.names.read_text().split()
-    except OSError:
-        return False
+    except FileNotFoundError:
+        return False  # the kernel has no such tables, or has not loaded them
+    except OSError as error:
+        raise EngineError(f"{layout.names} cannot be read: {error.strerror}.") from error
 
 
 def read(layout: Layout, table: str) -> bytes | None:
     """The entries of a table; None if there is no such table. Raises EngineError."""
     if not exists(layout, table):
         return None
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as opened:
+    with _socket() as opened:
         for _ in range(_READ_AGAIN):
             (size,) = struct.unpack_from(
                 "<I", _ask(opened, layout.info, table, layout.info_bytes), layout.info_bytes - 4
@@ -91,6 +93,13 @@ def read(layout: Layout, table: str) -> bytes | None:
                 continue
             return answer[head:]
     raise EngineError(f"The {table} table changes too quickly to be read: see which program writes iptables.")
+
+
+def _socket() -> socket.socket:
+    try:
+        return socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    except OSError as error:
+        raise EngineError(f"No socket can be had to read iptables through: {error.strerror}.") from error
 
 
 def _ask(opened: socket.socket, option: int, table: str, length: int, size: int = 0) -> bytes:
@@ -116,47 +125,66 @@ def parse(layout: Layout, table: bytes) -> Chains:
     """
     try:
         return _parse(layout, table)
-    except (struct.error, IndexError, UnicodeDecodeError, KeyError) as error:
+    except (struct.error, IndexError) as error:
         raise EngineError(f"The kernel's table cannot be understood: {error}.") from error
 
 
-def unchanging(layout: Layout, table: bytes) -> bytes:
-    """The table without its counters and what the kernel notes in it, so that equal ones compare equal."""
-    same = bytearray(table)
+class Seen:
+    """A table as it was read, to be compared with later readings: counters, and what the kernel notes, aside.
+
+    By one operation over all of its bytes: it is done ten times a second, also with hundreds of rules.
+    """
+
+    def __init__(self, layout: Layout, table: bytes) -> None:
+        """Raises EngineError for what cannot be a table."""
+        kept = bytearray(b"\xff" * len(table))
+        changing = slice(layout.offsets_at + 4, layout.counters_at + 16)
+        nothing = bytes(changing.stop - changing.start)
+        for at in _starts(layout, table):
+            kept[at + changing.start : at + changing.stop] = nothing
+        self._bytes = len(table)
+        self._kept = int.from_bytes(kept)
+        self._value = int.from_bytes(table) & self._kept
+
+    def is_in(self, table: bytes | None) -> bool:
+        """Whether that reading is of the same rules."""
+        if table is None or len(table) != self._bytes:
+            return False
+        return int.from_bytes(table) & self._kept == self._value
+
+
+def _starts(layout: Layout, table: bytes) -> Iterator[int]:
     at = 0
-    while at < len(table):
-        _, following = struct.unpack_from("<HH", table, at + layout.offsets_at)
-        if not following:
-            break
-        same[at + layout.offsets_at + 4 : at + layout.counters_at + 16] = bytes(
-            layout.counters_at + 16 - layout.offsets_at - 4
-        )
-        at += following
-    return bytes(same)
+    try:
+        while at < len(table):
+            (following,) = struct.unpack_from("<H", table, at + layout.offsets_at + 2)
+            if following < layout.elements_at or at + following > len(table):
+                raise IndexError(f"an entry at {at} ends at {at + following}")
+            yield at
+            at += following
+    except (struct.error, IndexError) as error:
+        raise EngineError(f"The kernel's table cannot be understood: {error}.") from error
 
 
 def _parse(layout: Layout, table: bytes) -> Chains:
     heads: dict[int, str] = {}  # where the first rule of a chain is → its name
     raw: list[tuple[int, str, Entry, int]] = []
-    at, chain = 0, ""
-    while at < len(table):
+    chain = ""
+    for at in _starts(layout, table):
         target_at, following = struct.unpack_from("<HH", table, at + layout.offsets_at)
-        if not following or at + following > len(table):
-            raise IndexError(f"an entry at {at} ends at {at + following}")
         target = _extension(table, at + target_at, at + following)
         if target.name == _ERROR:
-            chain = target.data.split(b"\0")[0].decode()
+            chain = _name(target.data)
             heads[at + following] = chain
         else:
             jump = struct.unpack_from("<i", target.data)[0] if not target.name else 0
             raw.append((at, chain, _entry(layout, table, at, at + target_at, target), jump))
-        at += following
     chains: dict[str, list[Entry]] = {name: [] for name in heads.values()}
     chains.setdefault("", [])
     for _, name, entry, jump in raw:
         verdict = entry.verdict
         if not entry.target.name:
-            verdict = _VERDICTS[jump] if jump < 0 else heads.get(jump, "")
+            verdict = _VERDICTS.get(jump, f"verdict {jump}") if jump < 0 else heads.get(jump, "")
         chains[name].append(
             Entry(entry.selector, entry.matches, Extension(entry.target.name, b""), verdict, entry.packets)
             if not entry.target.name
@@ -170,9 +198,8 @@ def _entry(layout: Layout, table: bytes, at: int, target_at: int, target: Extens
     matches = []
     match_at = at + layout.elements_at
     while match_at < target_at:
-        (size,) = struct.unpack_from("<H", table, match_at)
-        matches.append(_extension(table, match_at, match_at + size))
-        match_at += size
+        matches.append(_extension(table, match_at, target_at))
+        match_at += _XT_HEADER.size + len(matches[-1].data)
     (packets,) = struct.unpack_from("<Q", table, at + layout.counters_at)
     return Entry(table[at : at + layout.selector_bytes], tuple(matches), target, None, packets)
 
@@ -181,4 +208,9 @@ def _extension(table: bytes, at: int, end: int) -> Extension:
     size, name, _ = _XT_HEADER.unpack_from(table, at)
     if size < _XT_HEADER.size or at + size > end:
         raise IndexError(f"an extension at {at} has {size} bytes")
-    return Extension(name.split(b"\0")[0].decode(), table[at + _XT_HEADER.size : at + size])
+    return Extension(_name(name), table[at + _XT_HEADER.size : at + size])
+
+
+def _name(data: bytes) -> str:
+    # Somebody else's chain may be named in any bytes.
+    return data.split(b"\0")[0].decode(errors="surrogateescape")

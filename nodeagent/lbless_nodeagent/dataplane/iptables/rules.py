@@ -39,6 +39,7 @@ _ICMP_TYPES = (3, 8, 11, 12)
 """Echo requests and errors are let in whatever the open ports are."""
 _LEGACY_MODES = tuple(HashMode)
 _ANY_INTERFACE = bytes(16)
+_ANYWHERE = IPv4Network("0.0.0.0/0")
 _SCTP_FLAGS_AT = 4 + 4 + 256 + 4 + 12 + 4
 
 
@@ -153,7 +154,7 @@ def _local(sources: Iterable[IPv4Network]) -> tuple[Rule, ...]:
     """Packets from elsewhere than the address's own interface."""
     return (
         Rule(RETURN, interface="lo"),
-        *(Rule(RETURN, source=source) for source in sorted(sources)),
+        *(Rule(RETURN, source=source if source.prefixlen else None) for source in sorted(sources)),
         Rule(DROP),
     )
 
@@ -169,7 +170,7 @@ def count(found: entries.Chains) -> dict[str, int]:
             ends["kept"] += kept
             # What the CLUSTERIP target drops it drops unseen: what it got and did not let go on.
             through = sum(entry.packets for entry in chain if entry.target.name == "CLUSTERIP")
-            ends["foreign"] += through - kept if through else 0
+            ends["foreign"] += max(0, through - kept) if through else 0
         dropped = sum(entry.packets for entry in chain if entry.verdict == DROP)
         own = "foreign" if name.endswith("-own") else "closed_port"
         ends["other_interface" if name == LOCAL else own] += dropped
@@ -178,13 +179,22 @@ def count(found: entries.Chains) -> dict[str, int]:
 
 def decode(found: entries.Chains) -> dict[str, tuple[Rule, ...]]:
     """Our chains of a table. A rule that this engine never writes becomes one that is equal to none."""
-    return {name: tuple(_decode(entry) for entry in rules) for name, rules in found.items() if is_ours(name)}
+    return {name: tuple(map(_decode, chain)) for name, chain in found.items() if is_ours(name)}
 
 
 def is_entered(found: entries.Chains) -> bool:
     """Whether the first thing that happens to a packet in this table is our chain."""
     first = found[""][:1]
     return bool(first) and first[0].verdict == CHAIN and not any(first[0].selector) and not first[0].matches
+
+
+def is_led_to(found: entries.Chains) -> bool:
+    """Whether each packet that comes in gets to our chain, unless somebody's rule ends its way before."""
+    for entry in found[""]:  # those of PREROUTING come first, and its policy ends them at the latest
+        plain = not any(entry.selector) and not entry.matches
+        if plain and entry.verdict in {CHAIN, DROP, RETURN, "ACCEPT"}:
+            return entry.verdict == CHAIN
+    return False
 
 
 def understand(found: Chains, nodes: Nodes) -> engine.Wanted:
@@ -194,8 +204,8 @@ def understand(found: Chains, nodes: Nodes) -> engine.Wanted:
         vip = _understand(rule, found, nodes)
         if vip and _entrance(vip) == rule and _is_complete(vip, found):
             vips[vip.ip] = vip
-    local = found.get(LOCAL, ())
-    return engine.Wanted(vips, frozenset(rule.source for rule in local if rule.source))
+    sources = (rule for rule in found.get(LOCAL, ()) if rule.target == RETURN and not rule.interface)
+    return engine.Wanted(vips, frozenset(rule.source or _ANYWHERE for rule in sources))
 
 
 def is_held(wanted: engine.Wanted, found: Chains, nodes: Nodes) -> bool:
@@ -253,6 +263,13 @@ _UNKNOWN = Rule("?")
 
 
 def _decode(entry: Entry) -> Rule:
+    try:
+        return _decoded(entry)
+    except (ValueError, struct.error):
+        return _UNKNOWN
+
+
+def _decoded(entry: Entry) -> Rule:
     source, destination, source_mask, mask = struct.unpack_from(">IIII", entry.selector)
     interface, out, in_mask, out_mask = (entry.selector[at : at + 16] for at in range(16, 80, 16))
     protocol, flags, inverted = struct.unpack_from("<HBB", entry.selector, 80)
@@ -274,19 +291,18 @@ def _decode(entry: Entry) -> Rule:
     known = plain and target is not None and len(comments) <= 1 and len(others) <= 1
     if not known or target is None or (others and match is None) or (protocol and not others):
         return _UNKNOWN
-    try:
-        network = IPv4Network((source, source_mask.bit_count())) if source_mask else None
-        return Rule(
-            target=target,
-            destination=IPv4Address(destination) if mask else None,
-            source=network if network is None or int(network.netmask) == source_mask else None,
-            interface=name.decode("ascii"),
-            match=match,
-            comment=comments[0].data.split(b"\0")[0].decode("ascii") if comments else "",
-            goto=bool(flags & GOTO),
-        )
-    except ValueError:
+    network = IPv4Network((source, source_mask.bit_count())) if source_mask else None
+    if network and int(network.netmask) != source_mask:
         return _UNKNOWN
+    return Rule(
+        target=target,
+        destination=IPv4Address(destination) if mask else None,
+        source=network,
+        interface=name.decode("ascii"),
+        match=match,
+        comment=comments[0].data.split(b"\0")[0].decode("ascii") if comments else "",
+        goto=bool(flags & GOTO),
+    )
 
 
 def _decode_match(match: Extension, protocol: int) -> Cluster | PortRange | Icmp | None:

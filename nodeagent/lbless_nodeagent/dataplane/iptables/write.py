@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import struct
+import time
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import PortRange
 from lbless_api.hashing import HashMode
-from lbless_nodeagent.dataplane.engine import EngineError
+from lbless_nodeagent.dataplane.engine import EngineBusyError, EngineError
 from lbless_nodeagent.dataplane.iptables import rules
 from lbless_nodeagent.dataplane.iptables.rules import Chains, Cluster, Clusterip, Icmp, Rule
 
@@ -27,8 +28,8 @@ _LEGACY_MODES = {
     HashMode.SOURCE_IP_SOURCE_PORT: "sourceip-sourceport",
     HashMode.SOURCE_IP_SOURCE_PORT_DEST_PORT: "sourceip-sourceport-destport",
 }
-_ATTEMPTS = 5
-"""A program that takes no lock may commit in between: EAGAIN, and the table is read anew."""
+_SECONDS = 5.0
+"""A program that takes no lock may commit in between, again and again: then the table is read anew, so long."""
 
 # Else the library runs ldconfig to find it.
 if _found := [path for pattern in _LIBRARIES for path in sorted(glob.glob(pattern))]:
@@ -48,15 +49,21 @@ def commit(held: Chains, goal: Chains) -> None:
 
 
 def _transact(edit: Callable[[Any], None]) -> None:
-    for attempt in range(1, _ATTEMPTS + 1):
+    deadline = time.monotonic() + _SECONDS
+    while True:
         table = iptc.Table(iptc.Table.MANGLE, autocommit=False)
         try:
             table.refresh()
             edit(table)
             table.commit()
         except (iptc.IPTCError, iptc.XTablesError) as error:
-            if "temporarily" not in str(error) or attempt == _ATTEMPTS:
+            if "temporarily" not in str(error):  # EAGAIN
                 raise EngineError(f"The kernel does not take the iptables rules: {_brief(error)}.") from error
+            if time.monotonic() > deadline:
+                raise EngineBusyError(
+                    f"Another program has changed the mangle table again and again for {_SECONDS:.0f} s without the "
+                    f"lock of iptables: see which one; the rules stay as they are."
+                ) from error
         else:
             return
         finally:
@@ -95,13 +102,13 @@ _PROBED = IPv4Address("192.0.2.1")  # of a documentation prefix: nobody's
 
 
 def _replace(table: Any, held: Chains, goal: Chains) -> None:
-    present = {chain.name for chain in table.chains if rules.is_ours(chain.name)}
+    present = {name for name in map(_text, _chains(table)) if rules.is_ours(name)}
     changed = {
         name: chain
         for name, chain in goal.items()
         if name not in present or not rules.is_same(held.get(name, ()), chain)
     }
-    _leave(table, present)
+    _leave(table)
     for name in (present & changed.keys()) | (present - goal.keys()):
         table.flush_entries(name)
     for name in goal.keys() - present:
@@ -127,15 +134,36 @@ def _unmake(table: Any, names: Iterable[str]) -> None:
         table.delete_chain(name)
 
 
-def _leave(table: Any, present: Iterable[str]) -> None:
-    """Nothing leads to our chain any more, from wherever somebody had it led there."""
-    if rules.CHAIN not in present:
-        return
-    for chain in [chain for chain in table.chains if not rules.is_ours(chain.name)]:
-        for rule in chain.rules:
-            if rule.target and rule.target.name == rules.CHAIN:
-                # libiptc compares with a mask, so that the first equal one goes: any of them is as good.
-                chain.delete_rule(rule)
+def _leave(table: Any) -> None:
+    """Nothing leads to chains of ours any more, from wherever somebody had it led there.
+
+    By libiptc's calls: the library's objects load the extensions of everybody's rules, and it crashes on some.
+    """
+    for chain in _chains(table):
+        if rules.is_ours(_text(chain)):
+            continue
+        targets = []
+        entry = table._iptc.iptc_first_rule(chain, table._handle)
+        while entry:
+            targets.append(_text(table._iptc.iptc_get_target(entry, table._handle)))
+            entry = table._iptc.iptc_next_rule(entry, table._handle)
+        for number in reversed([n for n, target in enumerate(targets) if rules.is_ours(target)]):
+            if not table._iptc.iptc_delete_num_entry(chain, number, table._handle):
+                raise iptc.IPTCError(f"can't delete rule {number} of {_text(chain)}: {table.strerror()}")
+
+
+def _chains(table: Any) -> list[bytes]:
+    """All names, which may be any bytes."""
+    found = []
+    name = table._iptc.iptc_first_chain(table._handle)
+    while name:
+        found.append(name)
+        name = table._iptc.iptc_next_chain(table._handle)
+    return found
+
+
+def _text(name: bytes | None) -> str:
+    return (name or b"").decode(errors="surrogateescape")
 
 
 def _enter(table: Any) -> None:
