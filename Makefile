@@ -25,7 +25,7 @@ down: $(VENV)/.ready ## Remove the lab that make demo KEEP=1 left up
 	@$(BIN)/python -m demo --down
 
 .PHONY: test
-test: programs ## Run every test; PYTEST_ARGS="-k planner -x" passes through
+test: programs guest ## Run every test; PYTEST_ARGS="-k planner -x" passes through
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: lint
@@ -42,6 +42,10 @@ bench: programs ## Measure speed and memory against their limits; BENCH_ARGS="pl
 .PHONY: programs
 programs: system $(VENV)/.ready ## Find or build etcd, kube-apiserver, kube-controller-manager and kubectl
 	@$(BIN)/python -m lab.programs
+
+.PHONY: guest
+guest: system $(VENV)/.ready ## Build the virtual machine with an older kernel that tests/guest uses
+	@$(BIN)/python -m lab.guestimage
 
 .PHONY: system
 system: ## Install the system packages that are missing (Debian, Ubuntu)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,8 +75,9 @@ def tables(host: Host) -> set[str]:
 class Dataplane:
     """The process and its state directory. `start` and `stop` as often as a test likes."""
 
-    def __init__(self, host: Host, directory: Path, node: str = "n1") -> None:
+    def __init__(self, host: Host, directory: Path, node: str = "n1", arguments: Sequence[str] = ()) -> None:
         self.host = host
+        self.arguments = tuple(arguments)
         self.boot: Path | None = None
         self.directory = directory
         self.node = node
@@ -92,7 +93,8 @@ class Dataplane:
 
     def launch(self) -> None:
         """Start it and wait for nothing."""
-        command = [*DATAPLANE, "--node", self.node, "--state-dir", str(self.directory)]
+        options = ["--node", self.node, "--state-dir", str(self.directory), *self.arguments]
+        command = [*DATAPLANE, *options]
         self.process = self.host.popen([*self._in_boot(), *command], log="dataplane")
 
     def _in_boot(self) -> list[str]:

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from lab import guestimage
 from lab.claim import Claim
 from lab.errors import LabError
+from lab.guest import Cable, Guest
 from lab.host import Host, Port
 from lab.interrupts import deferred, unwind_on_termination
 from lab.wiring import Wiring
@@ -42,16 +44,19 @@ class Lan:
         *,
         sources: int = 64,
         pods: bool = False,
+        guests: int = 0,
         extra_interfaces: Sequence[str] = (),
     ) -> None:
         """Plan it: `sources` client addresses on either side of the router, `pods` one pod network a node.
 
         Each of `extra_interfaces` ("eth1") is one more segment, 10.83.0.0/16 and up, with all nodes and the client.
+        `guests` further nodes are virtual machines with an older kernel, without pods.
         """
-        if not 0 <= nodes <= MAXIMUM_NODES:
-            raise LabError(f"a lab has at most {MAXIMUM_NODES} nodes, not {nodes}")
+        if not 0 <= nodes + guests <= MAXIMUM_NODES:
+            raise LabError(f"a lab has at most {MAXIMUM_NODES} nodes, not {nodes + guests}")
         self.prefix = prefix
         self._node_count = nodes
+        self._guest_count = guests
         self._sources = sources
         self._with_pods = pods
         self._extra_interfaces = tuple(extra_interfaces)
@@ -61,8 +66,11 @@ class Lan:
     def __enter__(self) -> "Lan":
         unwind_on_termination()
         try:
+            image = guestimage.find() if self._guest_count else None
             self._claim = Claim(self.prefix)
             self._plan().build()
+            if image is not None:
+                self._boot(image)
         except BaseException:
             self.close()
             raise
@@ -100,8 +108,14 @@ class Lan:
 
     @property
     def nodes(self) -> list[Host]:
-        """The nodes n1, n2, …: eth0 on the segment, mgmt0 on management."""
-        return [self._hosts[f"n{number}"] for number in range(1, self._node_count + 1)]
+        """The nodes n1, n2, …, the guests last: eth0 on the segment, mgmt0 on management."""
+        count = self._node_count + self._guest_count
+        return [self._hosts[f"n{number}"] for number in range(1, count + 1)]
+
+    @property
+    def guests(self) -> list[Guest]:
+        """Those of the nodes that are virtual machines."""
+        return [node for node in self.nodes if isinstance(node, Guest)]
 
     @property
     def client(self) -> Host:
@@ -152,7 +166,7 @@ class Lan:
         return f"10.80.2.{number}"
 
     def cut(self, node: Host) -> None:
-        """Take a node's cable out of the segment: both ends lose their carrier."""
+        """Take a node's cable out of the segment: both ends lose their carrier, but a guest does not notice."""
         self.switch.run(["ip", "link", "set", node.name, "down"])
 
     def join(self, node: Host) -> None:
@@ -181,7 +195,16 @@ class Lan:
         self._management(wiring)
         for number in range(1, self._node_count + 1):
             self._node(wiring, number)
+        for number in range(self._node_count + 1, self._node_count + self._guest_count + 1):
+            self._guest(wiring, number)
         return wiring
+
+    def _boot(self, image: guestimage.Image) -> None:
+        """Boot all guests at the same time."""
+        for guest in self.guests:
+            guest.boot(image)
+        for guest in self.guests:
+            guest.await_boot()
 
     def _switches(self, wiring: Wiring) -> None:
         switch = self._host(wiring, "switch", [])
@@ -214,11 +237,7 @@ class Lan:
         wiring.plug(control.namespace, port, management.namespace, "br0", "control")
 
     def _node(self, wiring: Wiring, number: int) -> None:
-        name = f"n{number}"
-        ports = [
-            Port("eth0", _mac(0, 0x100 + number), f"10.80.1.{number}", 16),
-            Port("mgmt0", _mac(1, 0x100 + number), f"10.81.0.{100 + number}", 24),
-        ]
+        name, ports = f"n{number}", _node_ports(number)
         node = self._host(
             wiring,
             name,
@@ -230,6 +249,17 @@ class Lan:
         wiring.route(node.namespace, f"default via {GATEWAY}")
         if self._with_pods:
             self._pod(wiring, node, number)
+
+    def _guest(self, wiring: Wiring, number: int) -> None:
+        name, ports = f"n{number}", _node_ports(number)
+        places = [(self.switch.namespace, "br0", name), (self.host("management").namespace, "br0", name)]
+        for index, port in enumerate(self._extra_ports(0x100 + number)):
+            ports.append(port)
+            places.append((self.switch.namespace, f"br{index + 1}", f"{name}-{port.interface}"))
+        cables = [Cable(port, *place) for port, place in zip(ports, places, strict=True)]
+        guest = Guest(name, f"{self.prefix}-{name}", cables, self.directory, [f"default via {GATEWAY}"])
+        self._hosts[name] = guest
+        wiring.namespace(guest.namespace)
 
     def _pod(self, wiring: Wiring, node: Host, number: int) -> None:
         port = Port("eth0", _mac(9, 0x100 + number), f"10.244.{number}.2", 24)
@@ -264,6 +294,13 @@ class Lan:
         self._hosts[name] = host
         wiring.namespace(host.namespace, settings)
         return host
+
+
+def _node_ports(number: int) -> list[Port]:
+    return [
+        Port("eth0", _mac(0, 0x100 + number), f"10.80.1.{number}", 16),
+        Port("mgmt0", _mac(1, 0x100 + number), f"10.81.0.{100 + number}", 24),
+    ]
 
 
 def _mac(network: int, host: int) -> str:

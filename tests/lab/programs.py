@@ -146,7 +146,7 @@ def _build(missing: Sequence[Program], progress: Progress) -> dict[str, Path]:
     root = cache_directory() / "programs"
     root.mkdir(parents=True, exist_ok=True)
     found: dict[str, Path] = {}
-    with _only_builder(root, progress):
+    with only_builder(root, progress):
         still_missing = []
         for program in missing:
             if path := locate(program, progress):
@@ -173,7 +173,7 @@ def _build(missing: Sequence[Program], progress: Progress) -> dict[str, Path]:
 
 
 @contextmanager
-def _only_builder(root: Path, progress: Progress) -> Iterator[None]:
+def only_builder(root: Path, progress: Progress) -> Iterator[None]:
     """Hold the cache's lock, so that two builds do not collide and the second finds what the first made."""
     with (root / ".lock").open("w") as lock:
 

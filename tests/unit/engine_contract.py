@@ -67,8 +67,8 @@ class EngineContract:
     """The tests. Nothing in them knows which engine it is."""
 
     def test_its_report_says_what_it_can_do_and_each_of_that_is_taken(self, engine: Engine) -> None:
-        report = engine.probe()
-        assert (report.name, report.available, report.message) == (engine.name, True, "")
+        report = engine.probe()  # its message may say what else another kernel would let it do
+        assert (report.name, report.available) == (engine.name, True), report.message
         assert report.capabilities == engine.capabilities() != ()
         for one in some(engine):
             assert engine.refusal(one) is None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import HashParameters
 from lbless_api.hashing import HashFunction, HashMode
-from lbless_nodeagent.dataplane.engine import Vip, Wanted
+from lbless_nodeagent.dataplane.engine import EngineBusyError, Vip, Wanted
 from lbless_nodeagent.dataplane.programming import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, Programming
 from unit.memory_engine import MemoryEngine
 
@@ -67,6 +67,43 @@ def test_those_at_fault_stay_out_and_all_others_get_in(bad: set[int]) -> None:
     assert (
         engine.kernel.vips == by_ip(*(vip(n) for n in range(1, 41) if n not in bad)) == programming.installed
     )
+
+
+def test_an_engine_that_is_kept_from_trying_is_asked_once_and_blames_no_single_address() -> None:
+    """Each try waits seconds, and dataplane's report must not grow old meanwhile."""
+    engine, locked = MemoryEngine(), "Another program holds the lock."
+
+    def fail(wanted: Wanted) -> None:
+        raise EngineBusyError(locked)
+
+    programming = Programming(engine)
+    before, after = by_ip(vip(1, "0-9"), vip(2)), by_ip(vip(1), vip(2), vip(3))
+    programming.program(before, PODS, 0.0)
+    engine.fails, engine.applies = fail, 0
+    assert programming.program(after, PODS, 1.0) == dict.fromkeys(after, locked)
+    assert engine.applies == 1
+    assert programming.installed == before
+    engine.fails = lambda _: None
+    assert programming.program(after, PODS, 2.0) == {}
+    assert programming.installed == after
+
+
+def test_a_search_for_who_is_at_fault_ends_when_the_engine_is_kept_from_trying() -> None:
+    engine = faulty(1)
+    refuse, trials = engine.fails, 5
+
+    def fail(wanted: Wanted) -> str | None:
+        if engine.applies >= trials:
+            raise EngineBusyError("Another program holds the lock.")
+        return refuse(wanted)
+
+    engine.fails = fail
+    programming = Programming(engine)
+    wanted = by_ip(*map(vip, range(1, 41)))
+    assert programming.program(wanted, PODS, 0.0).keys() == wanted.keys()
+    assert engine.applies == trials
+    engine.fails = refuse
+    assert programming.program(wanted, PODS, 60.0).keys() == {vip(1).ip}
 
 
 def test_a_changed_one_at_fault_keeps_what_it_had() -> None:

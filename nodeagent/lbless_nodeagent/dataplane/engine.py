@@ -20,6 +20,10 @@ class EngineError(Exception):
     """The kernel or the engine's library refused; the message is one sentence that says what to do."""
 
 
+class EngineBusyError(EngineError):
+    """Nothing was even tried, whatever was wanted: no Vip is at fault, and another try now waits as long again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Vip:
     """One shared address on one interface of this node.

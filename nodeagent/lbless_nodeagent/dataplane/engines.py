@@ -25,7 +25,13 @@ def _nftables() -> Engine:
     return NftablesEngine()
 
 
-ENGINES: Constructors = {"nftables": _nftables}
+def _iptables() -> Engine:
+    from lbless_nodeagent.dataplane.iptables.engine import IptablesEngine  # noqa: PLC0415 - memory few need
+
+    return IptablesEngine()
+
+
+ENGINES: Constructors = {"nftables": _nftables, "iptables": _iptables}
 """By name, the preferred one first. A constructor opens nothing and never fails: what is missing is said by
 the engine's `probe`."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from lbless_api.node import EngineReport
-from lbless_nodeagent.dataplane.engine import Engine, EngineError, Vip, Wanted
+from lbless_nodeagent.dataplane.engine import Engine, EngineBusyError, EngineError, Vip, Wanted
 
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 30.0
@@ -48,6 +48,7 @@ class Programming:
         self.repairs = 0
         self._applied: Wanted | None = None
         self._intact = False
+        self._busy = False  # at the last `apply`
         self._whole: _Refused | None = None
         self._single: dict[IPv4Address, _Refused] = {}
 
@@ -142,8 +143,8 @@ class Programming:
         unchanged = {ip: vip for ip, vip in target.vips.items() if self.installed.get(ip) == vip}
         former = {ip: self.installed[ip] for ip in changed if ip in self.installed}
         for base in ({**unchanged, **former}, unchanged):
-            # Nothing changed: then no single Vip is at fault.
-            if changed and not self._apply(Wanted(base, target.local_sources)):
+            # Nothing changed, or nothing was tried: then no single Vip is at fault.
+            if changed and not self._busy and not self._apply(Wanted(base, target.local_sources)):
                 self._whole = None
                 self._isolate(base, changed, target, now)
                 return
@@ -160,6 +161,9 @@ class Programming:
             error = self._apply(Wanted(trial, target.local_sources))
             if not error:
                 working = trial
+            elif self._busy:
+                self._refuse_whole(target, error, now)
+                return
             elif len(group) == 1:
                 self._refuse(group, error, target, now)
             else:
@@ -198,7 +202,9 @@ class Programming:
             self._engine.apply(wanted)
         except EngineError as error:
             self._applied, self._intact = None, False
+            self._busy = isinstance(error, EngineBusyError)
             return str(error)
+        self._busy = False
         self.installed, self.local_sources = wanted.vips, wanted.local_sources
         self._applied, self._intact = wanted, True
         return None
