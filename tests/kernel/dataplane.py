@@ -83,6 +83,8 @@ class Dataplane:
         self.desired = directory / "desired"
         self.desired.mkdir(parents=True, exist_ok=True)
         self.process: subprocess.Popen[str] | None = None
+        self.engine = ""
+        """If set, the one that is asked for."""
 
     @property
     def log(self) -> str:
@@ -92,8 +94,12 @@ class Dataplane:
 
     def launch(self) -> None:
         """Start it and wait for nothing."""
-        command = [*DATAPLANE, "--node", self.node, "--state-dir", str(self.directory)]
+        command = self._command()
         self.process = self.host.popen([*self._in_boot(), *command], log="dataplane")
+
+    def _command(self) -> list[str]:
+        engine = ["--engine", self.engine] if self.engine else []
+        return [*DATAPLANE, "--node", self.node, "--state-dir", str(self.directory), *engine]
 
     def _in_boot(self) -> list[str]:
         """The beginning of a command line for which the boot's id is what the file `boot` says, if it is set."""
@@ -132,8 +138,7 @@ class Dataplane:
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run it to its end."""
-        command = [*DATAPLANE, "--node", self.node, "--state-dir", str(self.directory), *arguments]
-        return self.host.run(command, check=False)
+        return self.host.run([*self._command(), *arguments], check=False)
 
     def desire(self, uid: str, ip: str, buckets: str | None = "0-255", **further: Any) -> None:
         """Write a ClusterIP that gives this node `buckets`, or with None does not name it."""
