@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,15 +75,16 @@ def tables(host: Host) -> set[str]:
 class Dataplane:
     """The process and its state directory. `start` and `stop` as often as a test likes."""
 
-    def __init__(self, host: Host, directory: Path, node: str = "n1", arguments: Sequence[str] = ()) -> None:
+    def __init__(self, host: Host, directory: Path, node: str = "n1", *, engine: str = "") -> None:
         self.host = host
-        self.arguments = tuple(arguments)
         self.boot: Path | None = None
         self.directory = directory
         self.node = node
         self.desired = directory / "desired"
         self.desired.mkdir(parents=True, exist_ok=True)
         self.process: subprocess.Popen[str] | None = None
+        self.engine = engine
+        """If set, the one that is asked for."""
 
     @property
     def log(self) -> str:
@@ -93,9 +94,12 @@ class Dataplane:
 
     def launch(self) -> None:
         """Start it and wait for nothing."""
-        options = ["--node", self.node, "--state-dir", str(self.directory), *self.arguments]
-        command = [*DATAPLANE, *options]
+        command = self._command()
         self.process = self.host.popen([*self._in_boot(), *command], log="dataplane")
+
+    def _command(self) -> list[str]:
+        engine = ["--engine", self.engine] if self.engine else []
+        return [*DATAPLANE, "--node", self.node, "--state-dir", str(self.directory), *engine]
 
     def _in_boot(self) -> list[str]:
         """The beginning of a command line for which the boot's id is what the file `boot` says, if it is set."""
@@ -134,8 +138,7 @@ class Dataplane:
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run it to its end."""
-        command = [*DATAPLANE, "--node", self.node, "--state-dir", str(self.directory), *arguments]
-        return self.host.run(command, check=False)
+        return self.host.run([*self._command(), *arguments], check=False)
 
     def desire(self, uid: str, ip: str, buckets: str | None = "0-255", **further: Any) -> None:
         """Write a ClusterIP that gives this node `buckets`, or with None does not name it."""

@@ -1,0 +1,27 @@
+"""The iptables engine where the kernel still has the CLUSTERIP target: the same tests, run in the guest."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from lab.guest import Guest
+
+pytestmark = pytest.mark.guest
+
+KERNEL_TESTS = Path(__file__).parents[1] / "kernel"
+SECONDS = 900  # an emulated processor is a tenth as fast
+
+
+def run(guest: Guest, *arguments: str) -> str:
+    """Run tests in the guest, all of which must pass."""
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *arguments]
+    done = guest.run(command, check=False, timeout=SECONDS)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def test_it_keeps_the_contract_in_both_ways(guest: Guest) -> None:
+    said = run(guest, str(KERNEL_TESTS / "test_engine_contract.py"), "-k", "iptables", "-rs", "--durations=5")
+    assert "skipped" not in said
