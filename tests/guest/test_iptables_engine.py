@@ -25,3 +25,8 @@ def run(guest: Guest, *arguments: str) -> str:
 def test_it_keeps_the_contract_in_both_ways(guest: Guest) -> None:
     said = run(guest, str(KERNEL_TESTS / "test_engine_contract.py"), "-k", "iptables", "-rs", "--durations=5")
     assert "skipped" not in said
+
+
+def test_the_target_keeps_less_or_what_is_wanted_whatever_happens(guest: Guest) -> None:
+    said = run(guest, str(KERNEL_TESTS / "test_iptables_target.py"), "-rs")
+    assert "skipped" not in said
