@@ -7,15 +7,26 @@ import pytest
 
 from lab.guest import Guest
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(1800)]
 
 KERNEL_TESTS = Path(__file__).parents[1] / "kernel"
-SECONDS = 900  # an emulated processor is a tenth as fast
+SECONDS = 1700  # an emulated processor is a tenth as fast
 
 
 def run(guest: Guest, *arguments: str) -> str:
     """Run tests in the guest, all of which must pass."""
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *arguments]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--tb=short",
+        "--timeout=900",
+        *arguments,
+    ]
     done = guest.run(command, check=False, timeout=SECONDS)
     print(done.stdout)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
