@@ -16,6 +16,9 @@ from lbless_operator.workloads import FOLLOWED
 
 ROUND_SECONDS = 60.0
 """At most so long after one round ended, the next begins."""
+BLIND_SECONDS = 3 * ROUND_SECONDS
+"""Without a complete round of LISTs for so long, what is known is too old to decide on. Of a workload that was to be
+listed so long ago, and was not, only the ClusterIPs that ask for it wait."""
 FOLLOWED_ROUNDS = 10
 """A ListWatch finds by itself what it missed, kopf does not: what followers follow is listed each so many rounds."""
 REQUESTED_ROUND_SECONDS = 1.0
@@ -97,8 +100,10 @@ class Agenda:
             if place(scope) == where:
                 self._ask(scope, now)
 
-    def request_round(self, now: float) -> None:
-        """List everything soon."""
+    def request_round(self, now: float, since: float) -> None:
+        """List everything soon, unless a round that began at `since` or later is about to."""
+        if self._round_began is not None and self._lists_all and self._round_began >= since:
+            return
         self._requested = True
         self._next_round = min(self._next_round, now + REQUESTED_ROUND_SECONDS)
 
@@ -107,7 +112,10 @@ class Agenda:
         if self._round_is_due(now):
             self._begin_round(now)
         taken = []
-        for scope in sorted(self._asks, key=lambda scope: (scope not in self._base, place(scope))):
+        # What was asked for again and again waits behind what was never listed yet, or that might never be.
+        for scope, _ in sorted(
+            self._asks.items(), key=lambda ask: (ask[0] not in self._base, ask[1].since, place(ask[0]))
+        ):
             if self._may_begin(scope, now):
                 self._under_way[place(scope)] = scope
                 taken.append(scope)
@@ -121,7 +129,10 @@ class Agenda:
         return min([at for at in (round_at, self._retry_at) if at > now], default=float("inf"))
 
     def answered(self, scope: Scope, began: float, now: float) -> float | None:
-        """A LIST that began then is complete; return when the round began that this completes, None if none."""
+        """A LIST that began then is complete; return when the round began that this completes, None if none.
+
+        One that took so long that what it says is too old is no answer: it is asked for anew.
+        """
         self._end(scope)
         self._failed.discard(scope)
         if not self._failed:
@@ -129,7 +140,7 @@ class Agenda:
         if scope in self._scopes:
             self._seen.add(scope)
         ask = self._asks.get(scope)
-        if ask and ask.at <= began:
+        if ask and ask.at <= began and now - began < BLIND_SECONDS:
             del self._asks[scope]
         elif ask:
             ask.since = max(ask.since, began)

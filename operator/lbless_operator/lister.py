@@ -85,10 +85,11 @@ class Lister:
             self._agenda.list_again((kind, namespace), self._clock())
             self._changed.notify_all()
 
-    def request_round(self) -> None:
-        """List everything soon."""
+    def request_round(self, since: float | None = None) -> None:
+        """List everything soon, in a round that begins from now on; one that began at `since` will do."""
         with self._changed:
-            self._agenda.request_round(self._clock())
+            now = self._clock()
+            self._agenda.request_round(now, now if since is None else since)
             self._changed.notify_all()
 
     def await_round(self, since: float) -> None:
@@ -161,6 +162,8 @@ class Lister:
 
     def _say_awaited(self) -> None:
         scopes = self._agenda.awaited
+        if not scopes:
+            return  # nobody asks for it any more
         self._said.warn(
             f"{self._consequence(scopes)}: {self._api.server} has been asked for {SAY_SECONDS:.0f} s to LIST "
             f"{_names(scopes)}, and is waited for."

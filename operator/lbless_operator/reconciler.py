@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from lbless_edge.backoff import Backoff
 from lbless_edge.kube import ApiError
-from lbless_operator.agenda import ROUND_SECONDS
+from lbless_operator.agenda import BLIND_SECONDS
 from lbless_operator.complaints import Complaints
 from lbless_operator.decision import Decision, decide
 from lbless_operator.events import Events
@@ -32,9 +32,6 @@ CONFIRM_SECONDS = 0.2
 """Digests are compared at most so often: nodes report in bursts, and each costs a hash over all ClusterIPs."""
 FOLLOW_SECONDS = 1.0
 """What is followed changes at most so often: a new selector has its namespace listed anew."""
-BLIND_SECONDS = 3 * ROUND_SECONDS
-"""Without a complete round of LISTs for so long, what is known is too old to decide on. Of a workload that was to be
-listed so long ago, that is so for the ClusterIPs that have it."""
 DEFECT_SECONDS = 30.0
 
 _log = logging.getLogger("lbless.operator")
@@ -180,8 +177,10 @@ class Reconciler:
         concerned, unsure = self._state.tick(now)
         self._look_at(concerned)
         self._state.doubt(self._lister.overdue(BLIND_SECONDS), now - BLIND_SECONDS)
-        if unsure or self._round < self._blind_since:
+        if unsure:
             self._lister.request_round()
+        if self._round < self._blind_since:
+            self._lister.request_round(self._blind_since)
 
     def _may_decide(self) -> bool:
         """Only on a complete view that is not old, and only while leading."""

@@ -157,8 +157,8 @@ class State:
         """
         scope = listing.scope
         concerned: set[str] = set()
-        if not self._follows(scope.kind, scope.namespace):
-            return concerned
+        if scope.kind in FOLLOWED and scope not in self._followed:
+            return concerned  # of what was asked for before: it would show less than there is
         shelf = self._shelves[scope.kind]
         for change in shelf.replace(scope.namespace, listing.version, listing.objects, listing.unread):
             concerned |= self._consequences[scope.kind](change, clock)

@@ -31,7 +31,7 @@ from lbless_api.node import EngineReport, render_engines
 WITH_ROUNDS = """
 from lbless_operator import __main__, agenda, reconciler
 agenda.ROUND_SECONDS = {round_seconds}
-reconciler.BLIND_SECONDS = 3 * {round_seconds}
+agenda.BLIND_SECONDS = reconciler.BLIND_SECONDS = 3 * {round_seconds}
 raise SystemExit(__main__.main())
 """
 """The program with other rounds of LISTs than each minute."""

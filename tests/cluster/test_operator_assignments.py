@@ -339,7 +339,7 @@ def test_a_source_mac_of_the_clusters_own_is_warned_of_for_as_long_as_it_is_aske
             {"workload": {"serviceRef": {"name": "none"}}},
             "Service none of spec.workload.serviceRef has no EndpointSlice in namespace",
         ),
-        ({"interfaces": ["bond*"]}, "has no interface that matches spec.interfaces bond*"),
+        ({"interfaces": ["bond*"]}, "interface that matches spec.interfaces bond*"),
     ],
 )
 def test_a_selector_that_matches_nothing_says_so(world: World, spec: dict, sentence: str):

@@ -156,12 +156,15 @@ class Frames:
         return dict(found)
 
     def syn_acks(self) -> dict[Flow, list[str]]:
-        """Return which Ethernet sources sent SYN-ACKs of which flow."""
-        found: dict[Flow, list[str]] = defaultdict(list)
+        """Return which Ethernet sources sent SYN-ACKs of which flow, each once.
+
+        The same one sent again, as a slow machine does where it has not seen the client's ACK yet, is no second answer.
+        """
+        found: dict[Flow, dict[tuple[str, int], str]] = defaultdict(dict)
         for frame, packet in self.packets(TCP):
             if packet.flags & (Flags.SYN | Flags.ACK) == Flags.SYN | Flags.ACK:
-                found[_sent_by_server(packet)].append(frame.source)
-        return dict(found)
+                found[_sent_by_server(packet)][frame.source, packet.sequence] = frame.source
+        return {flow: list(answers.values()) for flow, answers in found.items()}
 
     def resets(self) -> list[Frame]:
         """Return the TCP segments with RST, of either side."""
@@ -230,8 +233,10 @@ def _parse_packet(data: bytes) -> Packet:
         return Packet(source, destination, protocol)  # not the first fragment: no ports in it
     if protocol in (TCP, UDP):
         source_port, destination_port = struct.unpack_from("!HH", data, header)
-        flags = Flags(data[header + 13] & 0x1F) if protocol == TCP else NO_FLAGS
-        return Packet(source, destination, protocol, source_port, destination_port, flags)
+        if protocol == UDP:
+            return Packet(source, destination, protocol, source_port, destination_port)
+        flags, (sequence,) = Flags(data[header + 13] & 0x1F), struct.unpack_from("!L", data, header + 4)
+        return Packet(source, destination, protocol, source_port, destination_port, flags, sequence=sequence)
     if protocol == ICMP:
         kind, code, _, identifier, sequence = struct.unpack_from("!BBHHH", data, header)
         return Packet(

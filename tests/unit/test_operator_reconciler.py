@@ -102,7 +102,7 @@ class Others:
         if not self.valid:
             raise NotLeading("The Lease has run out.")
 
-    def request_round(self) -> None:
+    def request_round(self, since: float = 0.0) -> None:  # noqa: ARG002
         self.rounds += 1
 
     def follow(self, scopes: frozenset[Scope], unwatched: frozenset[tuple[Kind, str]] = NONE) -> Any:

@@ -485,3 +485,36 @@ def test_an_address_is_refused_for_everybody_who_is_known_to_have_it(ip, holder)
         assert situation.refusal is None
     else:
         assert holder in str(situation.refusal)
+
+
+def test_a_late_list_of_what_was_followed_before_takes_nothing_from_what_is_followed_now():
+    """At the 65th namespace all pods are followed at once, while a LIST of one namespace may still hang."""
+
+    def asks_for(app: str, number: int, namespace: str = "shop") -> Seen:
+        spec = {
+            "ip": f"192.0.2.{10 + number}",
+            "workload": {"podSelector": {"matchLabels": {"app": app}}},
+        }
+        seen = objects.clusterip(f"vip{number}", 1 + number, spec=spec)
+        identity = replace(seen.fact.identity, namespace=namespace)
+        return replace(seen, namespace=namespace, fact=replace(seen.fact, identity=identity))
+
+    state = State("https://192.0.2.250", "lbless-system", 0.0)
+    state.learn(asks_for("old", 0), NOW)
+    state.follow(1.0)
+    (old,) = state.scopes() - state.base_scopes
+    state.learn(asks_for("web", 1), NOW)
+    for number in range(MAX_NAMESPACES):
+        state.learn(asks_for("web", 2 + number, f"space{number}"), NOW)
+    state.follow(2.0)
+    (everywhere,) = state.scopes() - state.base_scopes
+    assert everywhere.namespace == ""
+    pod = objects.pod("p", "a", 50)
+    state.learn_listing(Listing(everywhere, 3.0, 100, (pod,)), NOW)
+    before = state.situation("shop/vip1", NOW.now, "")
+    state.learn_listing(Listing(old, 0.5, 101, ()), NOW)
+    after = state.situation("shop/vip1", NOW.now, "")
+    assert before is not None
+    assert after is not None
+    assert after.readiness == before.readiness
+    assert after.readiness.ready == {"a": 1}

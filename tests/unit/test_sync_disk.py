@@ -171,6 +171,21 @@ def test_only_what_was_written_is_named_so_that_it_never_counts_as_lost(
     assert listed_as_complete(tmp_path) == {UID, "other"}
 
 
+def test_an_entry_that_nobody_can_write_holds_up_no_other_deletion(tmp_path: Path) -> None:
+    """Also for a sync that starts on it, which cannot know that it was no file before."""
+    first, second, third = (UID[:-1] + last for last in "123")
+    (tmp_path / "desired" / f"{second}.json").mkdir(parents=True)
+    desired = DesiredFiles(Storage(tmp_path / "desired"), lambda: None)
+    for uid in (first, second, third):
+        desired.changed(clusterip(uid, uid))
+    desired.listed({first, second, third})
+    assert listed_as_complete(tmp_path) == {first, second, third}
+    desired.removed(third)
+    assert f"{third}.json" not in names(tmp_path)
+    assert listed_as_complete(tmp_path) == {first, second}
+    assert set(desired.unstored) == {second}
+
+
 def test_what_was_written_once_stays_named_when_it_is_lost_and_cannot_be_written_again(
     tmp_path: Path, desired: DesiredFiles
 ) -> None:

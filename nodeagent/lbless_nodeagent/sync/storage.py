@@ -60,7 +60,7 @@ class Storage:
                 files.write_bytes(path, content, durable=durable)
         except files.UnwritableError as error:
             self._failed(name, error)
-            if os.path.isfile(path):  # with an older content, perhaps an earlier process's
+            if os.path.lexists(path):  # with an older content, perhaps an earlier process's
                 self._hold(name)
             return False
         self._hold(name)
