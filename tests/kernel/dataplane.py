@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,16 +75,15 @@ def tables(host: Host) -> set[str]:
 class Dataplane:
     """The process and its state directory. `start` and `stop` as often as a test likes."""
 
-    def __init__(self, host: Host, directory: Path, node: str = "n1", *, engine: str = "") -> None:
+    def __init__(self, host: Host, directory: Path, node: str = "n1", arguments: Sequence[str] = ()) -> None:
         self.host = host
+        self.arguments = tuple(arguments)
         self.boot: Path | None = None
         self.directory = directory
         self.node = node
         self.desired = directory / "desired"
         self.desired.mkdir(parents=True, exist_ok=True)
         self.process: subprocess.Popen[str] | None = None
-        self.engine = engine
-        """If set, the one that is asked for."""
 
     @property
     def log(self) -> str:
@@ -98,8 +97,7 @@ class Dataplane:
         self.process = self.host.popen([*self._in_boot(), *command], log="dataplane")
 
     def _command(self) -> list[str]:
-        engine = ["--engine", self.engine] if self.engine else []
-        return [*DATAPLANE, "--node", self.node, "--state-dir", str(self.directory), *engine]
+        return [*DATAPLANE, "--node", self.node, "--state-dir", str(self.directory), *self.arguments]
 
     def _in_boot(self) -> list[str]:
         """The beginning of a command line for which the boot's id is what the file `boot` says, if it is set."""

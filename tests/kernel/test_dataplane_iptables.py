@@ -23,7 +23,7 @@ REPAIR_MS = 200
 @pytest.fixture
 def dataplane(dataplane: Dataplane) -> Dataplane:
     """Started with the iptables engine."""
-    dataplane.engine = "iptables"
+    dataplane.arguments = ("--engine", "iptables")
     dataplane.complete()
     return dataplane
 
@@ -103,7 +103,7 @@ def test_from_nftables_to_iptables_and_back_nothing_of_the_former_stays(
     desire(dataplane, "0-3")
     epoch = 1
     for engine in ("nftables", "iptables", "nftables"):
-        dataplane.engine = engine
+        dataplane.arguments = ("--engine", engine)
         dataplane.start()
         dataplane.wait_applied("a", epoch)
         assert f"{VIP}/32" in interface(node, "eth0").addresses
