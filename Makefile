@@ -28,6 +28,10 @@ down: $(VENV)/.ready ## Remove the lab that make demo KEEP=1 left up
 test: programs guest ## Run every test; PYTEST_ARGS="-k planner -x" passes through
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+.PHONY: soak
+soak: programs guest ## Run the tests that take too long for every time: a quarter of an hour
+	@$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.ready ## Check style, types and the import contracts
 	@$(BIN)/ruff format --check .

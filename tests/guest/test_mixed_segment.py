@@ -118,7 +118,7 @@ def untouched(node: Host, wanted: ClusterIP, numbers: list[int]) -> Iterator[Non
 def started(lan: Lan, name: str, engine: str) -> Dataplane:
     """Dataplane on a node, with the state that sync would have written."""
     node = lan.host(name)
-    plane = Dataplane(node, lan.directory / f"{name}-state", name, ["--engine", engine])
+    plane = Dataplane(node, lan.directory / f"{name}-state", name, arguments=["--engine", engine])
     for shared in addresses(name):
         value = desired_json(shared.uid, shared.ip, shared.shares, **shared.spec)
         synced.put(plane.desired, shared.uid, value)

@@ -93,9 +93,11 @@ class Dataplane:
 
     def launch(self) -> None:
         """Start it and wait for nothing."""
-        options = ["--node", self.node, "--state-dir", str(self.directory), *self.arguments]
-        command = [*DATAPLANE, *options]
+        command = self._command()
         self.process = self.host.popen([*self._in_boot(), *command], log="dataplane")
+
+    def _command(self) -> list[str]:
+        return [*DATAPLANE, "--node", self.node, "--state-dir", str(self.directory), *self.arguments]
 
     def _in_boot(self) -> list[str]:
         """The beginning of a command line for which the boot's id is what the file `boot` says, if it is set."""
@@ -134,8 +136,7 @@ class Dataplane:
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run it to its end."""
-        command = [*DATAPLANE, "--node", self.node, "--state-dir", str(self.directory), *arguments]
-        return self.host.run(command, check=False)
+        return self.host.run([*self._command(), *arguments], check=False)
 
     def desire(self, uid: str, ip: str, buckets: str | None = "0-255", **further: Any) -> None:
         """Write a ClusterIP that gives this node `buckets`, or with None does not name it."""

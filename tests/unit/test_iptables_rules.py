@@ -173,6 +173,7 @@ def test_a_source_of_everything_is_read_back_as_that() -> None:
     wanted = Wanted({}, frozenset({IPv4Network("0.0.0.0/0")}))
     found = entries.parse(entries.IP, ip_table(rules.chains(wanted)))
     assert rules.understand(rules.decode(found), {}) == wanted
+    assert rules.is_held(wanted, rules.decode(found), {})
     assert (
         rules.understand(rules.decode(entries.parse(entries.IP, ip_table(rules.chains(NOTHING)))), {})
         == NOTHING

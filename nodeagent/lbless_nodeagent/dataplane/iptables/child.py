@@ -4,8 +4,8 @@ A process of its own because python-iptables redirects standard output, keeps gl
 crash; single-threaded, and alone with the tables by the lock that iptables itself takes. Every change is
 one commit of a whole table, so that a packet sees the old rules or the new ones wherever this is killed.
 
-Input and output are one JSON object each; `writer` is the other end and has the exit statuses. May be started
-long before its input comes: it loads what it needs first.
+The argument is the starter's process id. Input and output are one JSON object each; `writer` is the other end
+and has the exit statuses. May be started long before its input comes: it loads what it needs first.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     """Do what standard input says."""
     answers = os.fdopen(os.dup(1), "w")  # python-iptables redirects the descriptor itself
-    _end_with_parent()
+    _end_with(int(sys.argv[1]))
     with suppress(EngineError):  # raised again where it is needed
         _load()
     said = sys.stdin.read()
@@ -54,9 +54,11 @@ def main() -> None:
     answers.flush()
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: int) -> None:
     """An order must not outlive who gave it: the next one may have had all rules removed by then."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone before
+        sys.exit(REFUSED)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ _LEGACY_MODES = {
     HashMode.SOURCE_IP_SOURCE_PORT: "sourceip-sourceport",
     HashMode.SOURCE_IP_SOURCE_PORT_DEST_PORT: "sourceip-sourceport-destport",
 }
-_SECONDS = 5.0
+_SECONDS = 2.0
 """A program that takes no lock may commit in between, again and again: then the table is read anew, so long."""
 
 # Else the library runs ldconfig to find it.

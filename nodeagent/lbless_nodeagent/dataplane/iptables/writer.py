@@ -81,7 +81,7 @@ class Writer:
     def _start(self) -> subprocess.Popen[bytes]:
         try:
             return subprocess.Popen(
-                self._command,
+                [*self._command, str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
