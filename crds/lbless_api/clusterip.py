@@ -93,6 +93,8 @@ class Spec:
     ip: IPv4Address
     mac: str
     hash: HashParameters
+    reserved: BucketSet
+    """Buckets that machines outside lbless answer for; at least one is left to the nodes."""
     interfaces: tuple[str, ...]
     ports: tuple[PortRange, ...] | None
     source_mac: SourceMAC
@@ -209,6 +211,7 @@ def parse_spec(value: object) -> Spec:
     if ip.is_multicast or ip.is_loopback or ip.is_unspecified or ip.is_reserved or ip.is_link_local:
         raise Invalid(f"spec.ip {ip} cannot be a shared address: use a unicast address of the nodes' subnet.")
     source_mac = _choice(SourceMAC, spec.get("sourceMAC", SourceMAC.NODE), "spec.sourceMAC")
+    buckets = integer(spec.get("buckets", DEFAULT_BUCKETS), "spec.buckets", 1, MAX_BUCKETS)
     return Spec(
         ip=ip,
         mac=_parse_mac(spec.get("mac"), ip, source_mac),
@@ -216,9 +219,10 @@ def parse_spec(value: object) -> Spec:
             function=_choice(HashFunction, spec.get("hashFunction", HashFunction.JHASH), "spec.hashFunction"),
             mode=_choice(HashMode, spec.get("hashMode", HashMode.SOURCE_IP_SOURCE_PORT), "spec.hashMode"),
             seed=integer(spec.get("hashSeed", 0), "spec.hashSeed", 0, 0xFFFFFFFF),
-            buckets=integer(spec.get("buckets", DEFAULT_BUCKETS), "spec.buckets", 1, MAX_BUCKETS),
+            buckets=buckets,
             prefix_length=integer(spec.get("sourcePrefixLength", 32), "spec.sourcePrefixLength", 1, 32),
         ),
+        reserved=_parse_reserved(_given(spec, "reservedBuckets", ""), buckets),
         interfaces=tuple(_glob(g) for g in items(_given(spec, "interfaces", []), "spec.interfaces")),
         ports=_parse_ports(spec["ports"]) if spec.get("ports") is not None else None,
         source_mac=source_mac,
@@ -252,6 +256,16 @@ def _parse_mac(value: object, ip: IPv4Address, source: SourceMAC) -> str:
         raise
     except ValueError as error:
         raise Invalid(f"spec.mac: {error}") from None
+
+
+def _parse_reserved(value: object, buckets: int) -> BucketSet:
+    reserved = _bucket_set(value, "spec.reservedBuckets", buckets)
+    if len(reserved) == buckets:
+        raise Invalid(
+            f"spec.reservedBuckets {reserved} leaves the nodes none of the {buckets} buckets: "
+            f"leave out at least one, or delete the ClusterIP."
+        )
+    return reserved
 
 
 def _parse_ports(value: object) -> tuple[PortRange, ...]:

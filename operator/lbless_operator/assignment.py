@@ -6,7 +6,7 @@ Pure. How it is reported is the decision's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import Assignment, Spec
@@ -15,7 +15,7 @@ from lbless_operator.conditions import Reason
 from lbless_operator.eligibility import Readiness, Standing, Verdict, describe, explain_none
 from lbless_operator.facts import ClusterIPFact
 from lbless_operator.phrases import name
-from lbless_operator.planner import plan
+from lbless_operator.planner import plan, without_reserved
 from lbless_operator.status import Status
 
 MAX_NODES = 64
@@ -52,7 +52,8 @@ def assign(
 
     `current` is what nodes act on now, `older` the ClusterIP that has the address already, `refusal` why
     the address may not be shared. Only `older` takes an assignment away from a ClusterIP; every other
-    fault leaves in force what was assigned before it.
+    fault leaves in force what was assigned before it. Reserved buckets are taken away also where no node
+    is eligible: somebody else is about to answer for them.
     """
     if older:
         message = (
@@ -71,7 +72,10 @@ def assign(
         message = explain_none(fact.spec, verdicts, readiness, fact.identity.namespace)
         if current.assignments:
             message += " The last assignment stays in force."
-        return Assigned(current.assignments, Blocked(Reason.NO_ELIGIBLE_NODE, message))
+        pinned = [v.node for v in verdicts if v.standing is Standing.PINNED]
+        left = without_reserved(current.owners(), fact.spec.reserved, pinned)
+        kept = tuple(replace(a, buckets=left[a.node]) for a in current.assignments)
+        return Assigned(kept, Blocked(Reason.NO_ELIGIBLE_NODE, message))
     return _plan(fact.spec, current, verdicts)
 
 
@@ -83,7 +87,8 @@ def _plan(spec: Spec, current: Status, verdicts: list[Verdict]) -> Assigned:
     draw = {node: place for place, node in enumerate(rank(spec.ip, 0, (v.node for v in eligible)))}
     chosen = sorted(eligible, key=lambda v: (v.node not in owners, draw[v.node]))[: MAX_NODES - len(pinned)]
     incarnations |= {v.node: v.incarnation for v in chosen}
-    shares = plan(spec.ip, spec.hash.buckets, owners, {v.node: v.weight for v in chosen}, pinned=pinned)
+    weights = {v.node: v.weight for v in chosen}
+    shares = plan(spec.ip, spec.hash.buckets, owners, weights, pinned=pinned, reserved=spec.reserved)
     # A dead node that still belongs here stays named, with no buckets: it may come back at once.
     gone = [v.node for v in verdicts if v.standing is Standing.GONE and v.selected and v.node in owners]
     shares |= dict.fromkeys(gone[: MAX_NODES - len(shares)], BucketSet())
@@ -106,13 +111,26 @@ def print_moves(
         lost = before[source] - after.get(source, BucketSet())
         gains = {node: len(lost & buckets) for node, buckets in sorted(after.items())} if lost else {}
         count = sum(gains.values())
-        if not count:
-            continue
-        total += count
-        cause = causes.get(source)
-        why = f"which {describe(cause, spec)}" if cause else "for balance"
-        to = name(f"{node} ({number})" for node, number in gains.items() if number)
-        parts.append(f"{count} from {source}, {why}, to {to}")
+        if count:
+            cause = causes.get(source)
+            why = f"which {describe(cause, spec)}" if cause else "for balance"
+            parts.append(f"{count} from {source}, {why}, to {_print_gains(gains)}")
+        given_up = len(lost & spec.reserved)
+        if given_up:
+            parts.append(f"{given_up} from {source}, reserved for machines outside lbless")
+        total += count + given_up
+    vacant = BucketSet.full(spec.hash.buckets)
+    for had in before.values():
+        vacant -= had
+    gains = {node: len(vacant & buckets) for node, buckets in sorted(after.items())} if vacant else {}
+    found = sum(gains.values())
+    if found:
+        parts.append(f"{found} that no node had, to {_print_gains(gains)}")
+    total += found
     if not total:
         return None
     return f"{total} bucket{'' if total == 1 else 's'} moved: {name(parts)}."
+
+
+def _print_gains(gains: Mapping[str, int]) -> str:
+    return name(f"{node} ({number})" for node, number in gains.items() if number)

@@ -14,7 +14,7 @@ from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import SourceMAC
 from lbless_api.mac import unicast_mac
 from lbless_operator.assignment import Assigned, assign, print_moves, print_shares
-from lbless_operator.conditions import Finding, Reason, State, Type, find, settle
+from lbless_operator.conditions import Finding, Reason, State, Type, find, settle, shorten
 from lbless_operator.confirmations import Confirmation
 from lbless_operator.eligibility import Readiness, Standing, Verdict, explain_incapable
 from lbless_operator.facts import ClusterIPFact
@@ -118,14 +118,14 @@ def _count_nodes(situation: Situation, assigned: Assigned, progress: Progress) -
 def _find(
     situation: Situation, assigned: Assigned, progress: Progress, epoch: int, *, late: bool
 ) -> tuple[Finding, ...]:
-    programmed = _find_programmed(progress, epoch)
+    programmed = _find_programmed(progress, epoch, _not_given_up(situation.fact, assigned))
     degraded = _find_degraded(situation, assigned, progress, programmed, late=late)
     ready = _find_ready(situation, assigned, progress, programmed, late=late)
     if assigned.blocked:
         is_assigned = Finding(Type.ASSIGNED, State.FALSE, assigned.blocked.reason, assigned.blocked.message)
     else:
         count = sum(len(a.buckets) for a in assigned.assignments)
-        message = f"{count} buckets: {print_shares(assigned.assignments)}."
+        message = f"{count} buckets: {print_shares(assigned.assignments)}.{_print_reserved(situation.fact)}"
         if assigned.left_out:
             message += f" {assigned.left_out} more nodes are eligible: 64 at most can share one address."
         is_assigned = Finding(Type.ASSIGNED, State.TRUE, Reason.ASSIGNED, message)
@@ -145,12 +145,39 @@ def _find_unsafe(fact: ClusterIPFact) -> tuple[Finding, ...]:
     return (Finding(Type.SOURCE_MAC_UNSAFE, State.TRUE, Reason.SHARED_SOURCE_MAC, message),)
 
 
-def _find_programmed(progress: Progress, epoch: int) -> Finding:
+def _print_reserved(fact: ClusterIPFact) -> str:
+    """A sentence to add about reserved buckets, if there are any."""
+    if fact.spec is None or not fact.spec.reserved:
+        return ""
+    count, whole, which = (
+        len(fact.spec.reserved),
+        fact.spec.hash.buckets,
+        shorten(str(fact.spec.reserved), 80),
+    )
+    verb = "is" if count == 1 else "are"
+    return f" {count} of {whole} buckets ({which}) {verb} reserved for machines outside lbless."
+
+
+def _not_given_up(fact: ClusterIPFact, assigned: Assigned) -> dict[str, BucketSet]:
+    """The nodes that keep reserved buckets, since they cannot be told."""
+    reserved = fact.spec.reserved if fact.spec else BucketSet()
+    kept = {a.node: a.buckets & reserved for a in assigned.assignments}
+    return {node: buckets for node, buckets in kept.items() if buckets}
+
+
+def _find_programmed(progress: Progress, epoch: int, not_given_up: Mapping[str, BucketSet]) -> Finding:
     if progress.failed:
         return Finding(Type.PROGRAMMED, State.FALSE, Reason.PROGRAMMING_FAILED, progress.print_failures())
     if progress.waiting:
         message = f"Epoch {epoch} is not confirmed yet by {name_nodes(progress.waiting)}."
         return Finding(Type.PROGRAMMED, State.FALSE, Reason.PROGRAMMING, message)
+    if not_given_up:
+        which = shorten(str(BucketSet(chain.from_iterable(not_given_up.values()))), 80)
+        message = (
+            f"Reserved buckets {which} are still with {name_nodes(not_given_up)}, whose silent agent cannot be "
+            f"told: no other machine may answer for them yet."
+        )
+        return Finding(Type.PROGRAMMED, State.FALSE, Reason.AGENT_SILENT, message)
     if progress.confirmed:
         message = f"Epoch {epoch} is in the kernel of {name_nodes(progress.confirmed)}."
         return Finding(Type.PROGRAMMED, State.TRUE, Reason.PROGRAMMED, message)

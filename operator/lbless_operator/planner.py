@@ -22,26 +22,30 @@ def plan(
     weights: Mapping[str, int],
     *,
     pinned: Collection[str] = (),
+    reserved: BucketSet = _NONE,
 ) -> dict[str, BucketSet]:
     """Return the next owner of every bucket, as node → its buckets.
 
     `owners` is what nodes effectively own now: it may leave buckets out and name nodes that are no longer
     eligible. `weights` are the eligible nodes; those of weight 0 or less count as not eligible. Buckets of
-    `pinned` nodes stay with them and these gain none, whether they have a weight or not.
+    `pinned` nodes stay with them and these gain none, whether they have a weight or not. `reserved` buckets
+    belong to nobody here.
 
-    In the result every bucket has exactly one owner. What pinned nodes leave is shared by the others: each
+    In the result every bucket that is not reserved has exactly one owner, and a reserved one has none but a
+    pinned node that had it already. What these leave is shared by the others: each
     share is the weighted ideal rounded down or up, and no other choice of shares would move fewer buckets.
     A bucket that moves goes to the first of `rank(ip, bucket, …)` among the nodes that still lack some;
     buckets that nobody had are dealt in runs, so that a first assignment reads as 0-84, 85-170 and so on.
-    Eligible nodes whose share is nothing are named with the empty set. Without any eligible node `owners`
-    is returned as it is.
+    Eligible nodes whose share is nothing are named with the empty set. Without any eligible node
+    `owners` is returned as it is, but for what is reserved.
     """
     eligible = {node: weight for node, weight in weights.items() if weight > 0 and node not in pinned}
+    owners = without_reserved(owners, reserved, pinned)
     if not eligible:
-        return dict(owners)
+        return owners
     held = _exclusive(owners, pinned, BucketSet.full(buckets))
     result = {node: held[node] for node in pinned if node in held}
-    loose = vacant = BucketSet.full(buckets)
+    loose = vacant = BucketSet.full(buckets) - reserved
     for fixed in result.values():
         loose -= fixed
     for had in held.values():
@@ -63,6 +67,13 @@ def plan(
     for node in sorted(lacking):
         result[node] |= BucketSet(islice(runs, lacking[node]))
     return dict(sorted(result.items()))
+
+
+def without_reserved(
+    owners: Mapping[str, BucketSet], reserved: BucketSet, pinned: Collection[str]
+) -> dict[str, BucketSet]:
+    """`owners` without the `reserved` buckets; `pinned` nodes, which cannot be told, keep theirs."""
+    return {node: had if node in pinned else had - reserved for node, had in owners.items()}
 
 
 def _exclusive(

@@ -81,6 +81,18 @@ def web(control_plane: ControlPlane):
             "workload must name exactly one of podSelector and serviceRef.",
         ),
         ({"drainTimeoutSeconds": -1}, "should be greater than or equal to 0"),
+        ({"reservedBuckets": "four"}, "reservedBuckets must be ranges of buckets, such as 12-15 or 0,4-7."),
+        ({"reservedBuckets": "1-2-3"}, "reservedBuckets must be ranges of buckets"),
+        ({"reservedBuckets": "4,"}, "reservedBuckets must be ranges of buckets"),
+        ({"reservedBuckets": "1,\n2"}, "reservedBuckets must be ranges of buckets"),
+        ({"reservedBuckets": "0," * 1000 + "0"}, "may not be more than 1024"),
+        ({"reservedBuckets": "7-4"}, "reservedBuckets must be in ascending order, such as 0,4-7."),
+        ({"reservedBuckets": "9,4"}, "reservedBuckets must be in ascending order"),
+        ({"reservedBuckets": "04"}, "reservedBuckets must be ranges of buckets"),
+        ({"reservedBuckets": "256"}, "reservedBuckets must be below buckets"),
+        ({"reservedBuckets": "14-16", "buckets": 16}, "the last of 16 is 15."),
+        ({"reservedBuckets": "0-15", "buckets": 16}, "reservedBuckets leaves the nodes none of the buckets"),
+        ({"reservedBuckets": "0-7,8,9-255"}, "reservedBuckets leaves the nodes none of the buckets"),
     ],
 )
 def test_a_faulty_spec_is_refused_with_a_sentence(control_plane, spec, sentence):
@@ -143,6 +155,14 @@ def test_other_fields_can_be_changed(control_plane, web):
     assert changed["spec"]["ports"] == [{"port": 80, "protocol": "TCP"}]
 
 
+def test_reserved_buckets_can_be_set_changed_and_removed(control_plane, web):
+    for reserved in ("0,4-7,255", "0-254", "", "1", None):
+        changed = control_plane.api("PATCH", f"{PATH}/web", {"spec": {"reservedBuckets": reserved}})
+        assert changed["spec"].get("reservedBuckets") == reserved
+    with pytest.raises(LabError, match="leaves the nodes none of the buckets"):
+        control_plane.api("PATCH", f"{PATH}/web", {"spec": {"reservedBuckets": "0-255"}})
+
+
 def test_defaults_are_filled_in(web):
     assert web["spec"] == {
         "ip": "192.0.2.10",
@@ -161,6 +181,8 @@ def test_kubectl_shows_the_columns_and_explains_the_fields(control_plane, web):
     header = control_plane.kubectl("get", "cip").stdout.splitlines()[0].split()
     assert header == ["NAME", "IP", "MAC", "MODE", "NODES", "READY", "AGE"]
     assert "shared address" in control_plane.kubectl("explain", "cip.spec.ip").stdout
+    reserved = " ".join(control_plane.kubectl("explain", "cip.spec.reservedBuckets").stdout.split())
+    assert "Buckets that machines outside lbless answer for, such as 12-15" in reserved
     assert control_plane.kubectl("get", "lbless", "-A").stdout
     listed = control_plane.kubectl(
         "get", "cip", "--field-selector", "spec.ip=192.0.2.10", "-o", "json"

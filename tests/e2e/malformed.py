@@ -21,6 +21,8 @@ FAULTS: dict[str, list[Any]] = {
     "hashFunction": ["jhash", "MD5", "Legacy"],
     "hashSeed": [-1, 2**32, 2**63, 1e30, "0", 0.5],
     "buckets": [0, -256, 4097, 2**31, 2**63, "256", 0.5],
+    "reservedBuckets": ["256", "0-255", "0-127,128-255", "3-1", "5,4", "-1", "1-", ",", "1,,2", "0x1", " 1",
+                        "1 ", "1\n", "1;2", "+1", "01", "0-01", "99999", "\N{ARABIC-INDIC DIGIT ONE}", "all"],
     "sourcePrefixLength": [0, 33, -8, 128, "24"],
     "interfaces": [["eth0; drop"], ['eth"0'], ["x" * 40], [7], [""], ["eth 0"], ["../eth0"], [["eth0"]], [{}]],
     "ports": [[], [{}], [{"port": 0}], [{"port": 65536}], [{"port": "80"}], [{"port": 80, "endPort": 79}],
@@ -41,7 +43,8 @@ FAULTS: dict[str, list[Any]] = {
 
 # Of JUNK those that a field may have: an empty list of interfaces is the default, and so on.
 _ALLOWED: dict[str, list[Any]] = {"interfaces": [[]], "nodeSelector": [{}], "hashSeed": [5], "buckets": [5],
-                                  "sourcePrefixLength": [5], "drainTimeoutSeconds": [5]}  # fmt: skip
+                                  "reservedBuckets": [""], "sourcePrefixLength": [5],
+                                  "drainTimeoutSeconds": [5]}  # fmt: skip
 # A spec that is none at all.
 NO_SPECS: list[Any] = [
     None,

@@ -10,7 +10,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,10 +37,20 @@ PROGRAMS = Path(sys.executable).parent
 
 
 class Installation:
-    """`with Installation(lan, control_plane) as lbless:` has it running on all nodes of the LAN."""
+    """`with Installation(lan, control_plane) as lbless:` has it running on all nodes of the LAN.
 
-    def __init__(self, lan: Lan, control_plane: ControlPlane, progress: Progress | None = None) -> None:
+    Or only on `nodes`: the others are machines that know nothing of lbless or Kubernetes.
+    """
+
+    def __init__(
+        self,
+        lan: Lan,
+        control_plane: ControlPlane,
+        progress: Progress | None = None,
+        nodes: Sequence[Host] | None = None,
+    ) -> None:
         self.lan = lan
+        self.nodes = lan.nodes if nodes is None else nodes
         self.control_plane = control_plane
         self._progress = progress or Silence()
         self._running: dict[tuple[str, str], subprocess.Popen[str]] = {}
@@ -157,11 +167,11 @@ class Installation:
         self._progress.say("installing lbless: CRDs, access rules, nodes")
         install_crds(self.control_plane, self._progress)
         self.control_plane.apply(RBAC)
-        for number, node in enumerate(self.lan.nodes, 1):
+        for number, node in enumerate(self.nodes, 1):
             self.control_plane.make_node(node.name, node.address, pod_cidr=f"10.244.{number}.0/24")
         self._progress.say("starting the operator, and sync and dataplane on each node")
         self.start(OPERATOR, self.lan.control)
-        for node in self.lan.nodes:
+        for node in self.nodes:
             self.start(DATAPLANE, node)
             self.start(SYNC, node)
         self._progress.until("every node to report", self._has_every_report, timeout_seconds=30)
@@ -175,7 +185,7 @@ class Installation:
             for condition in report.get("status", {}).get("conditions", [])
             if condition["type"] == "Ready" and condition["status"] == "True"
         }
-        return ready == {node.name for node in self.lan.nodes}
+        return ready == {node.name for node in self.nodes}
 
 
 def install_crds(control_plane: ControlPlane, progress: Progress | None = None) -> None:

@@ -81,6 +81,14 @@ def test_ports_are_merged_where_they_overlap_or_touch():
     )
 
 
+def test_reserved_buckets_are_none_unless_given_and_the_status_may_still_assign_them():
+    for nothing in ({}, {"reservedBuckets": ""}, {"reservedBuckets": None}):
+        assert parse_clusterip(changed(**nothing)).spec.reserved == BucketSet()
+    given_away = parse_clusterip(changed(reservedBuckets="0,100-199"))
+    assert given_away.spec.reserved == BucketSet([0, *range(100, 200)])
+    assert given_away.assigned_to("node-1").buckets == BucketSet(range(128))
+
+
 def test_both_workload_forms_are_read():
     pods = parse_clusterip(changed(workload={"podSelector": {"matchLabels": {"app": "web"}}})).spec.workload
     assert isinstance(pods, PodWorkload)
@@ -113,6 +121,17 @@ def test_both_workload_forms_are_read():
         ({"sourceMAC": "Cluster", "mac": "01:00:5e:00:01:05"}, "Invalid", "not locally administered"),
         ({"interfaces": ["eth0; drop"]}, "Invalid", "spec.interfaces 'eth0; drop' is malformed"),
         ({"interfaces": ['eth0"']}, "Invalid", "malformed"),
+        ({"reservedBuckets": 4}, "Invalid", "spec.reservedBuckets must be a string, not a number"),
+        ({"reservedBuckets": "four"}, "Invalid", "spec.reservedBuckets: bucket set 'four' is malformed"),
+        ({"reservedBuckets": "9,4"}, "Invalid", "spec.reservedBuckets: .* is not in ascending order"),
+        ({"reservedBuckets": "3,3"}, "Invalid", "is not in ascending order"),
+        ({"reservedBuckets": "256"}, "Invalid", "bucket 256 in '256' is out of range: there are 256 buckets"),
+        (
+            {"reservedBuckets": "0-7,8-15", "buckets": 16},
+            "Invalid",
+            "spec.reservedBuckets 0-15 leaves the nodes none of the 16 buckets: leave out at least one",
+        ),
+        ({"reservedBuckets": "0", "buckets": 1}, "Invalid", "leaves the nodes none"),
         ({"ports": []}, "Invalid", "spec.ports is empty"),
         ({"ports": [{"port": 80, "endPort": 70}]}, "Invalid", "endPort 70 is below port 80"),
         ({"ports": [{"port": 0}]}, "Invalid", "spec.ports\\[0\\].port is 0"),
@@ -173,6 +192,7 @@ fields = st.sampled_from(
         "interfaces",
         "ports",
         "sourceMAC",
+        "reservedBuckets",
     ]
     + ["nodeSelector", "workload", "weighting", "drainTimeoutSeconds"]
 )

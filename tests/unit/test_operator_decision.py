@@ -380,6 +380,90 @@ def test_a_spec_that_is_refused_later_leaves_the_assignment_in_force():
     assert told(decision) == [NoticeReason.REFUSED]
 
 
+def test_reserved_buckets_are_given_to_nobody_and_that_is_said():
+    scenario = serving("a", "b", reservedBuckets="12-15")
+    decision = scenario.decide()
+    assert shares(decision) == {"a": 6, "b": 6}
+    assert message(decision, Type.ASSIGNED) == (
+        "12 buckets: a 6 and b 6. 4 of 16 buckets (12-15) are reserved for machines outside lbless."
+    )
+    assert condition(decision, Type.DEGRADED) == ("False", "AsPlanned")
+    assert decision.status.nodes == "2/2"
+
+
+def test_buckets_are_taken_when_they_become_reserved_and_given_when_they_no_longer_are():
+    scenario = serving("a", "b")
+    before = scenario.decide().status.owners()
+    scenario.respec(reservedBuckets="6-9")
+    decision = scenario.step()
+    reserved = BucketSet.parse("6-9")
+    assert decision.status.owners() == {node: had - reserved for node, had in before.items()}
+    assert decision.status.epoch == 2
+    assert decision.notices[0].note.startswith(
+        "4 buckets moved: 2 from a, reserved for machines outside lbless and "
+        "2 from b, reserved for machines outside lbless."
+    )
+    assert condition(decision, Type.READY) == ("True", "Serving")
+    assert condition(decision, Type.PROGRAMMED) == ("False", "Programming")
+    scenario.confirm("a", "b")
+    assert condition(scenario.step(), Type.PROGRAMMED) == ("True", "Programmed")
+    scenario.respec(reservedBuckets="9")
+    decision = scenario.step()
+    assert sorted(shares(decision).values()) == [7, 8]
+    assert decision.notices[0].note.startswith("3 buckets moved: 3 that no node had, to a (")
+    assert message(decision, Type.ASSIGNED).endswith(
+        "1 of 16 buckets (9) is reserved for machines outside lbless."
+    )
+
+
+def test_a_silent_agent_keeps_reserved_buckets_too_and_nobody_is_told_that_they_are_free():
+    scenario = serving("a", "b")
+    mine = scenario.decide().status.owners()["a"]
+    scenario.silence("a")
+    scenario.step()
+    scenario.respec(reservedBuckets=f"{mine},15")
+    decision = scenario.step()
+    assert decision.status.owners() == {"a": mine, "b": BucketSet.full(16) - mine - BucketSet([15])}
+    scenario.confirm("b")
+    decision = scenario.step()
+    assert condition(decision, Type.PROGRAMMED) == ("False", "AgentSilent")
+    assert message(decision, Type.PROGRAMMED) == (
+        f"Reserved buckets {mine} are still with node a, whose silent agent cannot be told: "
+        f"no other machine may answer for them yet."
+    )
+    assert condition(decision, Type.READY) == ("True", "Serving")
+    scenario.join("a")
+    decision = scenario.step()
+    assert all(had.isdisjoint(mine | BucketSet([15])) for had in decision.status.owners().values())
+    scenario.confirm("a", "b")
+    assert condition(scenario.step(), Type.PROGRAMMED) == ("True", "Programmed")
+
+
+def test_reserved_buckets_are_given_up_also_where_no_node_is_eligible():
+    scenario = serving("a", "b")
+    before = scenario.decide().status.owners()
+    for name in ("a", "b"):
+        scenario.learn(objects.node(name, scenario.next(), annotations={"lbless.dev/weight": "0"}))
+    scenario.step()
+    scenario.respec(reservedBuckets="0-3,15")
+    decision = scenario.step()
+    assert decision.status.owners() == {node: had - BucketSet.parse("0-3,15") for node, had in before.items()}
+    assert condition(decision, Type.READY) == ("False", "NoEligibleNode")
+    assert decision.status.epoch == 2
+
+
+def test_a_clusterip_that_reserves_everything_is_refused_and_stays_as_it_was():
+    scenario = serving("a", "b")
+    before = scenario.decide().status
+    scenario.respec(reservedBuckets="0-7,8-15")
+    decision = scenario.step()
+    assert (decision.status.assignments, decision.status.epoch) == (before.assignments, before.epoch)
+    assert condition(decision, Type.READY) == ("False", "Invalid")
+    assert "spec.reservedBuckets 0-15 leaves the nodes none of the 16 buckets" in message(
+        decision, Type.READY
+    )
+
+
 def test_a_shared_source_mac_is_served_and_warned_of_until_it_is_taken_back():
     scenario = Scenario("a", sourceMAC="Cluster")
     first = scenario.step()
@@ -481,7 +565,7 @@ def test_whatever_happens_no_bucket_has_two_owners_and_the_epoch_grows_with_ever
     for _ in range(data.draw(st.integers(1, 8))):
         name = data.draw(st.sampled_from(["a", "b", "c"]))
         match data.draw(
-            st.sampled_from(["node", "silence", "delete", "agent", "join", "confirm", "restore"])
+            st.sampled_from(["node", "silence", "delete", "agent", "join", "confirm", "restore", "reserve"])
         ):
             case "node":
                 weight = data.draw(st.sampled_from(["0", "40", "100", "bad"]))
@@ -505,11 +589,19 @@ def test_whatever_happens_no_bucket_has_two_owners_and_the_epoch_grows_with_ever
                 scenario.confirm(name)
             case "restore":
                 scenario.put(data.draw(st.sampled_from([None, before])))
-        after = scenario.step().status
+            case "reserve":
+                scenario.respec(reservedBuckets=data.draw(st.sampled_from(["", "3", "6-9", "1-15"])))
+        decision = scenario.step()
+        after = decision.status
         assert parse_status(render_status(after)) == after
         owners = after.owners()
         assert sum(map(len, owners.values())) == len(BucketSet(b for s in owners.values() for b in s))
-        assert BucketSet(b for s in owners.values() for b in s) in (BucketSet.full(16), BucketSet())
+        owned = BucketSet(b for s in owners.values() for b in s)
+        reserved = BucketSet.parse(scenario.spec.get("reservedBuckets", ""))
+        if condition(decision, Type.ASSIGNED) == ("True", "Assigned"):
+            assert BucketSet.full(16) - reserved == owned - reserved
+        if not owned.isdisjoint(reserved):
+            assert condition(decision, Type.PROGRAMMED)[0] != "True"
         assert after.epoch >= before.epoch
         if after.assignments != before.assignments:
             assert after.epoch > before.epoch

@@ -1,4 +1,4 @@
-"""The planner: exactly one owner, balance, least movement (against brute force), determinism, speed."""
+"""The planner: one owner unless reserved, balance, least movement (against brute force), determinism, speed."""
 
 import itertools
 import time
@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from lbless_api.buckets import BucketSet
 from lbless_api.successors import rank
-from lbless_operator.planner import plan
+from lbless_operator.planner import plan, without_reserved
 
 NAMES = [f"n{i}" for i in range(12)]
+NONE = BucketSet()
 
 
 def owners_of(choice: list[str | None]) -> dict[str, BucketSet]:
@@ -101,11 +102,15 @@ def test_the_order_of_the_input_does_not_matter(situation, random):
 
 
 def least_movement(
-    buckets: int, owners: Mapping[str, BucketSet], weights: Mapping[str, int], pinned: set[str]
+    buckets: int,
+    owners: Mapping[str, BucketSet],
+    weights: Mapping[str, int],
+    pinned: set[str],
+    reserved: BucketSet = NONE,
 ) -> int:
     """The fewest moves of any assignment that is balanced, found by trying all of them."""
     was = owner_by_bucket(owners)
-    free = [b for b in range(buckets) if was.get(b) not in pinned]
+    free = [b for b in range(buckets) if was.get(b) not in pinned and b not in reserved]
     total = sum(weights.values())
     best = buckets
     for choice in itertools.product(sorted(weights), repeat=len(free)):
@@ -134,6 +139,77 @@ def test_odd_input_raises_nothing_and_still_gives_each_bucket_one_owner(buckets,
         assert set(owner_by_bucket(after)) == set(range(buckets))
     else:
         assert after == owners
+
+
+@st.composite
+def reserving(draw, max_buckets=40, max_nodes=7):
+    """A situation and the buckets that are reserved in it, whoever has them; all of them possibly."""
+    buckets, owners, weights, pinned = draw(situations(max_buckets, max_nodes))
+    reserved = BucketSet(draw(st.sets(st.integers(0, buckets - 1))))
+    return buckets, owners, weights, pinned, reserved
+
+
+def kept(owners: Mapping[str, BucketSet], pinned: set[str], reserved: BucketSet) -> BucketSet:
+    """The reserved buckets that pinned nodes have."""
+    return BucketSet(b for node in pinned & set(owners) for b in owners[node] & reserved)
+
+
+@given(reserving())
+def test_every_bucket_but_reserved_ones_has_one_owner_and_these_none_but_a_pinned_one(situation):
+    buckets, owners, weights, pinned, reserved = situation
+    after = plan("10.0.0.100", buckets, owners, weights, pinned=pinned, reserved=reserved)
+    there = BucketSet.full(buckets) - reserved | kept(owners, pinned, reserved)
+    assert set(owner_by_bucket(after)) == set(there)
+    assert all(after[node].isdisjoint(reserved) for node in weights)
+    assert all(after[node] == owners[node] for node in pinned & set(owners))
+
+
+@given(reserving())
+def test_shares_are_within_one_bucket_of_the_ideal_of_what_is_not_reserved(situation):
+    buckets, owners, weights, pinned, reserved = situation
+    after = plan("10.0.0.100", buckets, owners, weights, pinned=pinned, reserved=reserved)
+    fixed = BucketSet(b for node in pinned & set(owners) for b in owners[node])
+    free = len(BucketSet.full(buckets) - reserved - fixed)
+    for node, weight in weights.items():
+        assert abs(len(after[node]) - Fraction(free * weight, sum(weights.values()))) < 1, node
+
+
+@given(reserving(max_buckets=6, max_nodes=4))
+def test_reserving_moves_no_more_buckets_than_it_must(situation):
+    buckets, owners, weights, pinned, reserved = situation
+    after = plan("10.0.0.100", buckets, owners, weights, pinned=pinned, reserved=reserved)
+    left = without_reserved(owners, reserved, pinned)
+    assert moved(left, after) == least_movement(buckets, left, weights, pinned, reserved)
+    assert plan("10.0.0.100", buckets, after, weights, pinned=pinned, reserved=reserved) == after
+
+
+@given(reserving(), st.data())
+def test_what_is_no_longer_reserved_is_dealt_and_nothing_else_moves_than_for_balance(situation, data):
+    buckets, owners, weights, pinned, reserved = situation
+    less = reserved & BucketSet(data.draw(st.sets(st.integers(0, buckets - 1))))
+    before = plan("10.0.0.100", buckets, owners, weights, pinned=pinned, reserved=reserved)
+    after = plan("10.0.0.100", buckets, before, weights, pinned=pinned, reserved=less)
+    assert set(reserved - less) <= set(owner_by_bucket(after))
+    assert moved(before, after) <= len(reserved - less)
+    for node, had in before.items():
+        assert had.issubset(after[node]) or len(after[node]) < len(had)
+
+
+def test_buckets_are_reserved_and_given_back_without_any_other_moving():
+    nodes = {"a": 100, "b": 100}
+    whole = plan("10.0.0.100", 16, {}, nodes)
+    some = plan("10.0.0.100", 16, whole, nodes, reserved=BucketSet.parse("6-9"))
+    assert {node: len(had) for node, had in some.items()} == {"a": 6, "b": 6}
+    assert moved({node: had - BucketSet.parse("6-9") for node, had in whole.items()}, some) == 0
+    again = plan("10.0.0.100", 16, some, nodes)
+    assert moved(some, again) == 0
+    assert sorted(map(len, again.values())) == [8, 8]
+
+
+def test_without_an_eligible_node_reserved_buckets_are_given_up_all_the_same():
+    owners = {"a": BucketSet.parse("0-9"), "b": BucketSet.parse("10-15")}
+    after = plan("10.0.0.100", 16, owners, {}, pinned={"b"}, reserved=BucketSet.parse("8-11"))
+    assert after == {"a": BucketSet.parse("0-7"), "b": owners["b"]}
 
 
 def test_without_an_eligible_node_the_owners_stay_as_they_are():
