@@ -1,0 +1,122 @@
+"""What the nodes of a segment tell each other: the values. Their bytes are `heartbeat_frame`'s.
+
+Owns names and shapes alone. What follows from a heartbeat is membership's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from hashlib import sha256
+
+ID_BYTES = 8
+
+
+def node_id(name: str) -> bytes:
+    """A node's id in frames: the first 8 bytes of the SHA-256 of its name."""
+    return sha256(name.encode()).digest()[:ID_BYTES]
+
+
+def clusterip_id(uid: str) -> bytes:
+    """A ClusterIP's id in frames: the first 8 bytes of the SHA-256 of its UID."""
+    return sha256(uid.encode()).digest()[:ID_BYTES]
+
+
+class Flag(IntFlag):
+    """What the sender is at the moment. `VALID`: its lease runs. `UNFENCED`: its kernel has no lease, so
+    that nobody may count it dead by its silence; the operator moves its buckets."""
+
+    LISTENING = 1
+    DEAF = 2
+    LEAVING = 4
+    ACTING = 8
+    HELD = 16
+    VALID = 32
+    UNFENCED = 64
+
+
+class Handover(IntEnum):
+    """How far the sender is with a move of buckets of a ClusterIP."""
+
+    NONE = 0
+    STANDBY = 1
+    DRAIN = 2
+    FRESH = 3
+    DRAINED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PeerReport:
+    """The newest frame that the sender heard from a peer directly, and its age in ms when this was sent."""
+
+    node: bytes
+    incarnation: int
+    sequence: int
+    age_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """An incarnation that the sender counts dead."""
+
+    node: bytes
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class EpochReport:
+    """Where the sender is with one ClusterIP. `held`: the newest epoch it has; `in_use`: the one its kernel
+    follows, 0 for none; `owns` a bucket; `named`: in the epoch in use or the one held."""
+
+    clusterip: bytes
+    held: int
+    in_use: int
+    owns: bool
+    named: bool
+    handover: Handover = Handover.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """One heartbeat. `sequence` grows with each of an incarnation; `lease_ms` is the sender's LEASE, `hold_ms`
+    how long its lease may outlast its silence from now on (0: not held). `group_size` and `smallest_member`
+    belong to its rank. `epochs` need not be all: changed ones come first, the rest in rotation."""
+
+    node: bytes
+    incarnation: int
+    sequence: int
+    flags: Flag
+    lease_ms: int
+    hold_ms: int
+    group_size: int
+    smallest_member: bytes
+    peers: tuple[PeerReport, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    epochs: tuple[EpochReport, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRequest:
+    """The sender lacks these epochs, and asks who has them: (ClusterIP id, epoch) each."""
+
+    node: bytes
+    incarnation: int
+    sequence: int
+    wanted: tuple[tuple[bytes, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EpochPiece:
+    """Part `index` of `count` of a ClusterIP's document at an epoch, as JSON and compressed."""
+
+    node: bytes
+    incarnation: int
+    sequence: int
+    clusterip: bytes
+    epoch: int
+    index: int
+    count: int
+    data: bytes
+
+
+Message = Heartbeat | EpochRequest | EpochPiece
