@@ -47,9 +47,9 @@ class Handover(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class PeerReport:
-    """The newest frame that the sender heard from a peer directly, and its age in ms when this was sent.
+    """The newest frame of a peer of which the sender knows, and when it learnt of it, in ms before this was sent.
 
-    `complete`: what the sender knows of the peer's epochs agrees with the digest in that frame. If not, the
+    `direct`: it heard that frame itself; otherwise another peer's report told of it. `complete`: what the sender knows of the peer's epochs agrees with the digest in that frame. If not, the
     peer tells all of them anew.
     """
 
@@ -58,6 +58,7 @@ class PeerReport:
     sequence: int
     age_ms: int
     complete: bool = True
+    direct: bool = True
 
 
 @dataclass(frozen=True, slots=True)

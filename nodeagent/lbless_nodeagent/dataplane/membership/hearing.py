@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lbless_api.heartbeat import EpochReport, Flag, Heartbeat
+from lbless_api.heartbeat import EpochReport, Flag, Heartbeat, PeerReport
 from lbless_nodeagent.dataplane.membership.state import Peer, Standing, State
 
 _DECIDING = Flag.LISTENING | Flag.HELD | Flag.LEAVING | Flag.DEAF | Flag.ACTING | Flag.UNFENCED
@@ -32,11 +32,9 @@ class Hearing(State):
         self._take_flags(peer, heartbeat)
         for report in heartbeat.peers:
             if report.node == self.node:
-                self._take_acknowledgement(peer, report.incarnation, report.sequence)
+                self._take_acknowledgement(peer, report)
             elif report.node != peer.node:
                 self.rule2_report(report.node, report.incarnation, report.sequence, arrived, report.age_ms)
-            if report.node == self.node and not report.complete:
-                self.repeat_reports(report.sequence)
         peer.accused.update((verdict.node, verdict.incarnation) for verdict in heartbeat.verdicts)
         if (self.node, self.incarnation) in peer.accused:
             peer.dispute = self.stirred = True
@@ -110,11 +108,15 @@ class Hearing(State):
         valid = bool(flags & Flag.VALID)
         peer.rank = (not valid, -heartbeat.group_size, heartbeat.smallest_member, peer.node)
 
-    def _take_acknowledgement(self, peer: Peer, incarnation: int, sequence: int) -> None:
-        if incarnation == self.incarnation:
-            peer.acknowledged = max(peer.acknowledged, sequence)
-        elif incarnation > self.incarnation:
-            self.outdated = max(self.outdated, incarnation)
+    def _take_acknowledgement(self, peer: Peer, report: PeerReport) -> None:
+        if report.incarnation == self.incarnation:
+            peer.acknowledged = max(peer.acknowledged, report.sequence)
+            if report.direct:
+                peer.heard_me = max(peer.heard_me, report.sequence)
+                if not report.complete:
+                    self.repeat_reports(report.sequence)
+        elif report.incarnation > self.incarnation:
+            self.outdated = max(self.outdated, report.incarnation)
             self.stirred = True
 
     def _take_report(self, peer: Peer, report: EpochReport) -> None:

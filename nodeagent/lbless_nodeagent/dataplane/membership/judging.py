@@ -72,7 +72,7 @@ class Judging(Hearing):
             if not peer.dead or not peer.says(Flag.VALID) or self.now - peer.heard > self.times.heard:
                 peer.untold = None
                 continue
-            sent = self.sent.get(peer.acknowledged)
+            sent = self.sent.get(peer.heard_me)
             if sent is not None and sent >= max(peer.counted_dead, self.now - self.times.lease):
                 peer.untold = None
             elif peer.untold is None:

@@ -90,7 +90,8 @@ class Leasing(Judging):
         self.followed_from = self.view.version + 1
         self.sent.clear()
         for peer in self.peers.values():
-            peer.acknowledged, peer.untold, peer.dispute = -1, None, False
+            peer.acknowledged = peer.heard_me = -1
+            peer.untold, peer.dispute = None, False
             self.rule7_forget_verdicts(peer)
         for standing in self.standings.values():
             standing.in_use, standing.former = 0, None

@@ -104,11 +104,12 @@ class Speaking(Stopping):
 
     def _reported(self) -> list[Peer]:
         recent = self.now - 2 * self.times.dead
-        return [p for p in self.peers.values() if p.heard_sequence >= 0 and (not p.dead or p.heard >= recent)]
+        return [p for p in self.peers.values() if p.shown and (not p.dead or p.evidence >= recent)]
 
     def _peer_report(self, peer: Peer) -> PeerReport:
-        age_ms = int((self.now - peer.heard) * 1000)
-        return PeerReport(peer.node, peer.incarnation, peer.heard_sequence, max(0, age_ms), peer.complete)
+        age_ms = max(0, int((self.now - peer.evidence) * 1000))
+        direct = peer.heard_sequence == peer.sequence
+        return PeerReport(peer.node, peer.incarnation, peer.sequence, age_ms, peer.complete, direct)
 
     def _epochs(self, room: int, settled: int) -> tuple[EpochReport, ...]:
         """Up to `room` reports: changed ones first, then `settled` others."""

@@ -40,6 +40,8 @@ class Peer:
     rank: Rank | None = None
     acknowledged: int = -1
     """The newest sequence of this node's incarnation that it reported."""
+    heard_me: int = -1
+    """The newest that it heard itself, so that it knows what that frame said."""
     accused: set[tuple[bytes, int]] = field(default_factory=set)
     deaf_frames: int = 0
     dead: bool = False

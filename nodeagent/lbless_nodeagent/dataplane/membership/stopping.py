@@ -47,7 +47,7 @@ class Stopping(Acting):
             return self.left_frames >= LEAVING_FRAMES, None
         if self.stopping is not Intent.HOLD:
             return False, None
-        acknowledged = [peer.acknowledged for peer in self.living() if self.rule12_asked(peer)]
+        acknowledged = [peer.heard_me for peer in self.living() if self.rule12_asked(peer)]
         if (
             all(sequence >= self.stop_sequence for sequence in acknowledged)
             and self.sequence >= self.stop_sequence
@@ -99,7 +99,7 @@ class Stopping(Acting):
             self.held, self.returning, self.changed = True, None, True
             self.touch_all()
         elif self.returning is not None and all(
-            peer.acknowledged >= self.returning for peer in self.living() if peer.shown
+            peer.heard_me >= self.returning for peer in self.living() if peer.shown
         ):
             self.returning = None
             self.touch_all()
