@@ -49,8 +49,8 @@ class Handover(IntEnum):
 class PeerReport:
     """The newest frame of a peer of which the sender knows, and when it learnt of it, in ms before this was sent.
 
-    `direct`: it heard that frame itself; otherwise another peer's report told of it. `complete`: what the sender knows of the peer's epochs agrees with the digest in that frame. If not, the
-    peer tells all of them anew.
+    `direct`: it heard that frame itself; otherwise another peer's report told of it. `complete`: what the sender
+    knows of the peer's epochs agrees with the digest in that frame. If not, the peer tells all of them anew.
     """
 
     node: bytes

@@ -129,11 +129,18 @@ class Node:
         self.changed()
         self.wake_at(self.clock())
 
-    def cable(self, plugged: bool) -> None:
-        """Its port goes down or up."""
+    def cable(self, plugged: bool, *, seen: bool = True) -> None:
+        """Its port goes down or up; `seen`: it has a carrier that tells."""
         self.can_send = self.can_receive = plugged
+        if seen:
+            self.world.after(self.world.random.uniform(0.001, 0.02), lambda: self._linked(plugged))
         self.note("its cable is plugged in" if plugged else "its cable is pulled")
         self.changed()
+
+    def _linked(self, plugged: bool) -> None:
+        if self.machine and self.can_receive == plugged and not self.paused and not self.frozen:
+            self.machine.linked(plugged, self.clock())
+            self.wake_at(self.clock())
 
     def desire(self, epoch: Epoch) -> None:
         """An epoch arrives, from the API or a peer: it is stored, and told to the tick process."""

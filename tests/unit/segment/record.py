@@ -22,8 +22,8 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What clients met from a time on, seconds: how long some bucket had two owners on one side (in all),
-    and the longest time that a bucket had none."""
+    """What clients met from a time on, seconds: how long in all some bucket had two owners that their packets
+    reach, and the longest time that a bucket had none."""
 
     double: float
     unserved: float
@@ -82,7 +82,7 @@ class Record:
                     seen, served = BucketSet(), BucketSet()
                     for _, _, name, kernel in active:
                         mine = kernel.sets.get(uid)
-                        if not mine or kernel.side != side:
+                        if not mine or kernel.side != side or not kernel.reached:
                             continue
                         if not seen.isdisjoint(mine):
                             twice = True
@@ -91,8 +91,7 @@ class Record:
                                 f"{(stop - start) * 1000:.1f} ms, {name} and another"
                             )
                         seen |= mine
-                        if kernel.reached:
-                            served |= mine
+                        served |= mine
                     waiting = open_since.setdefault((uid, side), {})
                     for bucket in full - served:
                         waiting.setdefault(bucket, start)

@@ -51,6 +51,8 @@ class Hearing(State):
     def heard_traffic(self, arrived: float) -> None:
         """Rule 4: a frame of any kind has arrived on the interface."""
         if arrived > self.last_frame:
+            if arrived - self.last_frame > self.silence:
+                self.unbroken_since = arrived
             self.last_frame = arrived
             self.stirred = self.stirred or self.deaf
 

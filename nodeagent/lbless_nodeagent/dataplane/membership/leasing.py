@@ -24,7 +24,7 @@ class Leasing(Judging):
         A peer that only an epoch has named does not make deaf, nor does a silent one that may be dead
         without ever being counted so (UNFENCED).
         """
-        silent = self.now - self.last_frame >= self.times.quiet
+        silent = self.unlinked or self.now - self.last_frame >= self.times.quiet
         if self.deaf and not (silent and self._missing_someone()):
             self.deaf = False
             self.deaf_ended = self.steady_since = self.now
@@ -37,6 +37,14 @@ class Leasing(Judging):
             self.touch_all()
             self.events.append("is deaf: it gives up its lease and judges nobody.")
 
+    def linked(self, up: bool, now: float) -> None:
+        """The interface has lost or got back its carrier. Without one a node is deaf at once; a surrounding
+        that cannot tell need not call this."""
+        self.now = max(self.now, now)
+        if self.unlinked == up:
+            self.unlinked, self.stirred = not up, True
+            self.unbroken_since = max(self.unbroken_since, self.now)
+
     def _missing_someone(self) -> bool:
         recent = self.now - self.times.dead
         return any(p.shown and not (p.says(Flag.UNFENCED) and p.evidence < recent) for p in self.living())
@@ -48,7 +56,7 @@ class Leasing(Judging):
         members = self.rule5_members()
         if members:
             reach = self.rule5_acknowledged(members)
-        elif self.valid or self.rule5_alone_for_long():
+        elif self.rule5_alone() if self.rule5_nobody_left() else self.rule5_bridged():
             reach = self.last_sent
         else:
             reach = NEVER
@@ -73,10 +81,21 @@ class Leasing(Judging):
         sent = min(self.sent.get(member.acknowledged, NEVER) for member in members)
         return sent if sent >= self.deaf_ended else NEVER
 
-    def rule5_alone_for_long(self) -> bool:
-        """Whether a node whose lease has ended may take one without acknowledgement: nobody was there to
-        give one for 3 TICKs without a gap."""
-        return self.steady
+    def rule5_nobody_left(self) -> bool:
+        """Whether no peer that could acknowledge counts as living."""
+        absent = Flag.LISTENING | Flag.DEAF | Flag.LEAVING
+        return not any(peer.shown and not peer.says(absent) for peer in self.living())
+
+    def rule5_alone(self) -> bool:
+        """Who is alone needs no acknowledgement, if its lease runs or it has heard without a gap for 3 TICKs."""
+        return self.valid or self.steady
+
+    def rule5_bridged(self) -> bool:
+        """Peers are silent and not dead yet: a lease that runs goes on if the silence is theirs, because other
+        frames have arrived all the while."""
+        newest = max((peer.heard for peer in self.peers.values()), default=NEVER)
+        audible = self.now - self.last_frame <= self.silence
+        return self.valid and audible and self.unbroken_since <= newest
 
     def rule7_new_incarnation(self, why: str) -> None:
         """Step down: the lease ends at once, nothing is owned, views and verdicts are forgotten, and it

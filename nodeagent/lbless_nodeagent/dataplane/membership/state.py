@@ -119,9 +119,16 @@ class State:
         self.name, self.node, self.times = node_name, node_id(node_name), times
         self.incarnation, self.fenced, self.next_incarnation = incarnation, fenced, next_incarnation
         self.now = now
+        self._begin_alone()
+        self._begin_unheard()
+        if resumed and lease_end is not None and lease_end > now:
+            self._resume(resumed, lease_end)
+
+    def _begin_alone(self) -> None:
+        now = self.now
         self.lease_end: float | None = None
         self.listening: float | None = now
-        self.deaf = self.leaving = self.held = False
+        self.deaf = self.leaving = self.held = self.unlinked = False
         self.returning: int | None = None
         """The first sequence that said that the hold is over, until all have acknowledged it (rule 12)."""
         self.hold_end = NEVER
@@ -130,16 +137,19 @@ class State:
         self.stop_sequence = self.left_frames = 0
         self.steady_since = now
         self.deaf_ended = NEVER
-        self.last_frame = now
+        self.last_frame = self.unbroken_since = now
+        self.silence = 2 * self.times.tick
+        """A longer time without any frame is a gap in what was heard (rules 3 and 5)."""
         self.last_turn = now
         self.ever_heard = False
         self.outdated = -1
         """An incarnation of this node that peers know and that is newer than its own."""
 
+    def _begin_unheard(self) -> None:
         self.peers: dict[bytes, Peer] = {}
         self.standings: dict[bytes, Standing] = {}
         self.forgotten: dict[bytes, None] = {}
-        self.names: dict[bytes, str] = {self.node: node_name}
+        self.names: dict[bytes, str] = {self.node: self.name}
         self.acting: set[bytes] = set()
         """The ClusterIPs for which this node says that it acts."""
         self.waiting: set[bytes] = set()
@@ -164,8 +174,6 @@ class State:
         self.answer = False
         self.events: list[str] = []
         self.dropped: dict[str, int] = {}
-        if resumed and lease_end is not None and lease_end > now:
-            self._resume(resumed, lease_end)
 
     def _resume(self, memory: Memory, lease_end: float) -> None:
         """Rule 12: go on as the same incarnation."""
@@ -192,7 +200,8 @@ class State:
     @property
     def steady(self) -> bool:
         """Whether it has heard without a gap for 3 TICKs, and is not deaf."""
-        return not self.deaf and self.now - self.steady_since >= self.times.steady
+        since = max(self.steady_since, self.unbroken_since)
+        return not self.deaf and self.now - since >= self.times.steady
 
     def living(self) -> list[Peer]:
         """The peers that are not counted dead."""
