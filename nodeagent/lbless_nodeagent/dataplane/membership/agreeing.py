@@ -81,7 +81,7 @@ class Agreeing(Leasing):
         if self.someone_lives(newest) and self.rule8_agreed(standing, newest):
             chosen = newest.number
         if chosen > standing.in_use:
-            standing.former, standing.in_use = standing.present, chosen
+            standing.former, standing.in_use, standing.in_use_since = standing.present, chosen, self.now
             standing.epochs = {n: e for n, e in standing.epochs.items() if n >= chosen}
             standing.vacant = standing.acting = None
             standing.sharing = False
@@ -147,9 +147,9 @@ class Agreeing(Leasing):
             report = standing.reports.get(peer.node)
             if report and report.owns and report.in_use > standing.in_use and self.rule9_owner_ahead():
                 return False
-            if peer.lately and self._may_have(standing, peer, report):
+            if peer.shown and self._may_have(standing, peer, report):
                 shown = report.in_use if report else -1
-                if shown < standing.in_use and self.rule9_wait():
+                if shown < standing.in_use and self.rule9_wait(standing, peer):
                     return False
         return True
 
@@ -157,9 +157,14 @@ class Agreeing(Leasing):
         """Whether a peer takes over nothing, because its process may be away."""
         return peer.says(Flag.HELD)
 
-    def rule9_wait(self) -> bool:
-        """Gaining waits until each peer heard within DEAD that may have the buckets shows no older epoch."""
-        return True
+    def rule9_wait(self, standing: Standing, peer: Peer) -> bool:
+        """Gaining waits for each living peer that may have the buckets and shows an older epoch.
+
+        One that this node itself does not hear, though others do, it cannot wait for: then it gives it DEAD
+        to follow the epoch. A silent one that holds is heard, for that long.
+        """
+        unheard = self.now - peer.heard > self.silence_allowed(peer)
+        return not unheard or self.now - standing.in_use_since < self.times.dead
 
     def rule9_owner_ahead(self) -> bool:
         """Nothing is gained while a living owner uses a newer epoch, which this node lacks."""

@@ -20,30 +20,31 @@ class Leasing(Judging):
 
     def rule4_deaf(self) -> None:
         """Deaf is who hears no frame of any kind for QUIET though a peer counts as living; a frame ends it.
+        Deaf is also who has no carrier: whoever lives, no client reaches it either.
 
         A peer that only an epoch has named does not make deaf, nor does a silent one that may be dead
         without ever being counted so (UNFENCED).
         """
-        silent = self.unlinked or self.now - self.last_frame >= self.times.quiet
-        if self.deaf and not (silent and self._missing_someone()):
-            self.deaf = False
-            self.deaf_ended = self.steady_since = self.now
-            self.changed = True
-            self.touch_all()
-            self.events.append("hears again.")
-        elif not self.deaf and silent and self._missing_someone():
-            self.deaf = self.changed = True
+        silent = self.now - self.last_frame >= self.times.quiet
+        deaf = self.unlinked or (silent and self._missing_someone())
+        if self.deaf == deaf:
+            return
+        self.deaf, self.changed = deaf, True
+        if deaf:
             self.lease_end = None
-            self.touch_all()
             self.events.append("is deaf: it gives up its lease and judges nobody.")
+        else:
+            self.deaf_ended = self.steady_since = self.now
+            self.events.append("hears again.")
+        self.touch_all()
 
     def linked(self, up: bool, now: float) -> None:
-        """The interface has lost or got back its carrier. Without one a node is deaf at once; a surrounding
-        that cannot tell need not call this."""
+        """The interface has lost or got back its carrier; a surrounding that cannot tell need not call this."""
         self.now = max(self.now, now)
         if self.unlinked == up:
             self.unlinked, self.stirred = not up, True
-            self.unbroken_since = max(self.unbroken_since, self.now)
+            if up and self.listening is not None:
+                self.listening = self.now
 
     def _missing_someone(self) -> bool:
         recent = self.now - self.times.dead

@@ -125,16 +125,18 @@ class Membership(Speaking):
             self.rule8_epoch(standing)
             self.rule10_act(standing)
             _put(self.acting, clusterip, standing.acting is not None)
-            _put(self.waiting, clusterip, self._time_decides(standing))
             use = self.rule9_use(standing)
             if use != standing.use:
                 standing.use = use
                 self.outlook = None
+            _put(self.waiting, clusterip, self._time_decides(standing))
             self.report(standing)
 
     def _time_decides(self, standing: Standing) -> bool:
-        """Whether time alone may change something: rule 10 counts TICKs, rule 2 the 60 s."""
-        if standing.vacant is not None and not standing.sharing:
+        """Whether time alone may change something: rules 9 and 10 wait for so long, rule 2 for 60 s."""
+        if (standing.vacant is not None and not standing.sharing) or (
+            standing.in_use and not standing.use.gain
+        ):
             return True
         newest = standing.newest
         return not self.ever_heard and newest is not None and newest.number > standing.in_use

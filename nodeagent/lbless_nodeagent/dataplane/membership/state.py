@@ -74,6 +74,7 @@ class Standing:
     epochs: dict[int, Epoch] = field(default_factory=dict)
     """The one in use and all newer ones, by number."""
     in_use: int = 0
+    in_use_since: float = NEVER
     former: Epoch | None = None
     kernel_epoch: int = 0
     kernel_owns: bool = False
