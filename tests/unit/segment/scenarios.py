@@ -30,6 +30,8 @@ class Scenario:
     nodes: tuple[int, ...] = (2, 3, 5)
     after: float = 4.0
     settled: bool = True
+    begin: Callable[[World], None] = World.settle
+    clusterips: int = 1
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,13 @@ def run(
     seed: int,
     *,
     machine: type[Membership] = Membership,
-    clusterips: int = 1,
+    clusterips: int = 0,
     times: Times | None = None,
 ) -> Run:
     """Settle a segment, let the fault happen, and judge."""
-    world = World(seed, nodes, clusterips=clusterips, machine=machine, times=times)
-    world.settle()
+    count = clusterips or scenario.clusterips
+    world = World(seed, nodes, clusterips=count, machine=machine, times=times)
+    scenario.begin(world)
     began = world.now
     world.note("", f"--- {scenario.name}")
     counted = scenario.fault(world)
@@ -153,7 +156,7 @@ def late_ticks(world: World) -> float:
 
 def delays(world: World) -> float:
     """Heartbeats take up to 200 ms and overtake each other."""
-    world.lan.delay = lambda r: r.uniform(0, 0.2)
+    world.lan.delay, world.lan.overtaking = lambda r: r.uniform(0, 0.2), True
     return world.now
 
 
@@ -401,6 +404,97 @@ def step_down_while_stuck(world: World) -> float:
     return world.now
 
 
+def newcomer(world: World) -> float:
+    """A node comes back; the operator, faster than its first heartbeats, assigns to it."""
+    node = some(world)[0]
+    node.crash()
+    world.run(2)
+    for uid in world.uids:
+        world.assign(uid, {name: 1 for name in world.nodes if name != node.name})
+    world.run(1)
+    began = world.now
+    node.boot()
+    for uid in world.uids:
+        world.assign(uid, dict.fromkeys(world.nodes, 1), spread=0.05)
+    return began
+
+
+def newcomer_during_hold(world: World) -> float:
+    """A node comes back while another one holds, and hears nothing of that one but from the others."""
+    holding, coming = world.random.sample(list(world.nodes.values()), 2)
+    coming.crash()
+    world.run(2)
+    for uid in world.uids:
+        world.assign(uid, {name: 1 for name in world.nodes if name != coming.name})
+    world.run(1)
+    began = world.now
+    _hold(world, holding, 1.5)
+    world.run(0.25)
+    coming.boot()
+    world.run(0.2)
+    for uid in world.uids:
+        world.assign(uid, dict.fromkeys(world.nodes, 1))
+    return began
+
+
+def replayed(world: World) -> float:
+    """A node crashes, and old frames of everyone are sent again and again."""
+    old = list(world.sent)[-60:]
+    moment(world)
+    some(world)[0].crash()
+    began = world.now
+    for turn in range(200):
+        world.after(turn * 0.01, lambda: world.replay(world.random.choice(old)))
+    return began
+
+
+def identity_lost(world: World) -> float:
+    """A node comes back with an incarnation that is older than its last one."""
+    node = some(world)[0]
+    for _ in range(2):
+        node.crash()
+        world.run(1.5)
+        node.boot()
+        world.run(1.5)
+    node.crash()
+    node.incarnation -= 2
+    node.boot()
+    world.run(2.5)
+    for uid in world.uids:
+        world.assign(uid, {node.name: 1}, spread=0.05)
+    return world.now + 0.5
+
+
+def filtered(world: World) -> None:
+    """The switch filters heartbeats from the start."""
+    world.lan.cut = {(one, other) for one in world.nodes for other in world.nodes}
+    world.settle()
+
+
+def long_wait(world: World) -> float:
+    """A minute passes."""
+    return world.now + 62
+
+
+def epochs_lossy(world: World) -> float:
+    """Epochs of many ClusterIPs, while every third heartbeat is lost."""
+    world.lan.loss[""] = 0.33
+    epochs(world)
+    return world.now + 1.5
+
+
+def crash_of_one_way(world: World) -> float:
+    """An epoch takes from a node whose frames one other does not hear."""
+    moment(world)
+    names = world.random.sample(list(world.nodes), 2)
+    world.lan.cut.add((names[0], names[1]))
+    world.run(1)
+    began = world.now
+    for uid in world.uids:
+        world.assign(uid, {name: 0.01 if name == names[0] else 1 for name in world.nodes}, spread=0.3)
+    return began
+
+
 SCENARIOS = (
     Scenario("crash", crash, 0, 1.0),
     Scenario("two crashes", two_crashes, 0, 1.0, nodes=(3, 5)),
@@ -437,4 +531,11 @@ SCENARIOS = (
     Scenario("partition heals", partition, 0.13, 1.0),
     Scenario("heals in one direction first", one_way_heal, 0.5, 1.0),
     Scenario("paused virtual machine", frozen, 0.13, 1.0),
+    Scenario("a node comes back", newcomer, 0, 0.9),
+    Scenario("a node comes back during a hold", newcomer_during_hold, 0, 1.0, nodes=(3, 5)),
+    Scenario("replayed frames and crash", replayed, 0, 1.0),
+    Scenario("identity lost", identity_lost, 0, 1.0),
+    Scenario("heartbeats filtered from the start", long_wait, 0, 0.05, begin=filtered),
+    Scenario("many epochs, 33% loss", epochs_lossy, 0, 1.0, clusterips=12),
+    Scenario("one-way cut, epoch", crash_of_one_way, 0, 1.0, nodes=(3, 5)),
 )

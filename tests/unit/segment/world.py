@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import random
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -24,6 +25,8 @@ class Lan:
     """What happens to frames. A pair is (sender, receiver) by name; delays are in seconds."""
 
     delay: Callable[[random.Random], float] = lambda r: r.uniform(0.0001, 0.001)
+    overtaking: bool = False
+    """Whether frames of one sender may overtake each other."""
     loss: dict[str, float] = field(default_factory=dict)
     """The share of heartbeats lost at a receiver; "" is for all."""
     cut: set[tuple[str, str]] = field(default_factory=set)
@@ -60,6 +63,8 @@ class World:
         self.epochs: dict[str, Epoch] = {}
         self.traffic = traffic
         self.frames = 0
+        self._latest: dict[tuple[str, str], float] = {}
+        self.sent: deque[Heartbeat] = deque(maxlen=400)
         self.nodes = {f"n{number}": Node(self, f"n{number}") for number in range(nodes)}
         self.after(0.01, self._client)
 
@@ -130,6 +135,7 @@ class World:
     def broadcast(self, sender: Node, heartbeat: Heartbeat) -> None:
         """A heartbeat leaves a node, for every other one that the LAN lets it reach."""
         self.frames += 1
+        self.sent.append(heartbeat)
         if not sender.can_send or sender.frozen:
             return
         for node in self.nodes.values():
@@ -137,6 +143,15 @@ class World:
                 continue
             if self.random.random() < self.lan.loss.get(node.name, self.lan.loss.get("", 0.0)):
                 continue
+            arrival = self.now + self.lan.delay(self.random)
+            if not self.lan.overtaking:
+                arrival = max(arrival, self._latest.get((sender.name, node.name), 0.0))
+                self._latest[sender.name, node.name] = arrival
+            self.after(arrival - self.now, lambda n=node: n.arrive(heartbeat))
+
+    def replay(self, heartbeat: Heartbeat) -> None:
+        """Somebody sends a frame again that was heard before."""
+        for node in self.nodes.values():
             self.after(self.lan.delay(self.random), lambda n=node: n.arrive(heartbeat))
 
     def ask(self, asker: Node, clusterip: bytes, number: int) -> None:

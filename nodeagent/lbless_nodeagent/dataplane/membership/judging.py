@@ -18,7 +18,7 @@ class Judging(Hearing):
         for peer in self.living():
             if self.steady and self.rule3_silent(peer):
                 self._condemn(peer, f"nothing new of it for {self.now - peer.evidence:.2f} s")
-            elif self.valid and self.rule3_gave_up(peer):
+            elif self.rule3_believes() and self.rule3_gave_up(peer):
                 self._condemn(peer, "it says that it serves no more")
 
     def rule3_silent(self, peer: Peer) -> bool:
@@ -39,6 +39,10 @@ class Judging(Hearing):
         if peer.shown and peer.heard_sequence < 0 and not self._condemned_by_another(peer):
             return max(allowed, self.times.hold + MARGIN_SECONDS)
         return allowed
+
+    def rule3_believes(self) -> bool:
+        """Whether it takes another's word that it serves no more: only with a lease of its own."""
+        return self.valid
 
     def rule3_gave_up(self, peer: Peer) -> bool:
         """Whether it said *leaving*, or *deaf* in two frames running."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lbless_api.heartbeat import EpochReport, Flag, Heartbeat, PeerReport, Verdict
-from lbless_nodeagent.dataplane.membership.state import Peer, Standing
+from lbless_nodeagent.dataplane.membership.state import NEVER, Peer, Standing
 from lbless_nodeagent.dataplane.membership.stopping import Stopping
 
 FRAME_BYTES, HEAD_BYTES = 1400, 70
@@ -12,6 +12,8 @@ SETTLED_REPORTS = 4
 """Reports that have not changed in each frame, in rotation: the digest tells a peer if it has missed one."""
 REPEATS = 2
 """In how many frames running a changed report is, before the peers' digests are relied on."""
+REPEAT_TICKS = 3
+"""All are told anew no more often: where frames overtake each other, that would never end."""
 BURST_FRAMES = 24
 """More frames than that are not sent in one turn."""
 CHANGE_GAP, ANSWER_GAP = 0.002, 0.02
@@ -28,7 +30,7 @@ class Speaking(Stopping):
         """ClusterIPs whose report the peers may lack, and in how many frames more it is to be."""
         self.rotation: list[bytes] = []
         self.repeating = False
-        self.repeated = -1
+        self.repeated, self.repeated_at = -1, NEVER
         """The last sequence of the last burst: what a peer lacked before it, it may have by now."""
 
     def report(self, standing: Standing) -> None:
@@ -62,6 +64,8 @@ class Speaking(Stopping):
         """Tell everything anew, unless that has happened after `sequence` (-1: a peer that has heard nothing)."""
         if sequence >= 0 and (self.repeating or sequence <= self.repeated):
             return
+        if sequence >= 0 and self.now - self.repeated_at < REPEAT_TICKS * self.times.tick:
+            return
         for clusterip in (*self.told, *self.forgotten):
             self.queue.setdefault(clusterip, 1)
         self.repeating = self.changed = self.stirred = True
@@ -90,7 +94,7 @@ class Speaking(Stopping):
             frames.append(self._heartbeat((), (), self._epochs(whole, 0)))
         self.changed = len(frames) == BURST_FRAMES and bool(self.queue)
         if not self.changed and (self.repeating or len(frames) > 1):
-            self.repeating, self.repeated = False, self.sequence
+            self.repeating, self.repeated, self.repeated_at = False, self.sequence, self.now
         self.answer = False
         self.last_sent = self.now
         if self.leaving:
