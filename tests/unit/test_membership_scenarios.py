@@ -2,6 +2,7 @@
 is without one for longer than the bounds."""
 
 import pytest
+
 from unit.segment.scenarios import SCENARIOS, Scenario, run
 
 CASES = [pytest.param(one, nodes, id=f"{one.name}-{nodes}") for one in SCENARIOS for nodes in one.nodes]

@@ -71,7 +71,8 @@ class Membership(Speaking):
         self.now = max(now, self.now)
         self.gap()
         done, end = False, None
-        if self.stirred or self.now >= self._deadline or self.now - self.last_sent >= self.times.tick:
+        due = self.now >= min(self._deadline, self.last_sent + self.times.tick - _EPSILON)
+        if self.stirred or due or self.stopping:
             self.stirred = False
             done, end = self._decide()
             self._deadline = self._next_deadline()
