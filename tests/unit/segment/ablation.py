@@ -68,7 +68,7 @@ class UnheardDie(Membership):
 class WaitsForUnheard(Membership):
     """2: after 60 s, nobody waits for the hold of those who were never heard."""
 
-    def _time_decides(self, standing: Standing) -> bool:
+    def rule2_waited(self, peer: Peer) -> bool:
         return False
 
 

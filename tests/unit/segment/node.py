@@ -21,7 +21,7 @@ class Node:
         self.offset = world.random.uniform(10, 1000)
         self.rate = 1 + world.random.uniform(-200e-6, 200e-6)
         self.lost_time = 0.0
-        self.can_send = self.can_receive = True
+        self.can_send = self.can_receive = self.carrier = True
         self.on = self.frozen = False
         self.machine: Membership | None = None
         self.memory: Memory | None = None
@@ -84,6 +84,7 @@ class Node:
         for epochs in self.documents.values():
             for epoch in list(epochs.values()):
                 self.machine.learn(epoch, now)
+        self.machine.linked(self.carrier, now)
         self.wake_at(now)
 
     def crash(self) -> None:
@@ -133,6 +134,7 @@ class Node:
         """Its port goes down or up; `seen`: it has a carrier that tells."""
         self.can_send = self.can_receive = plugged
         if seen:
+            self.carrier = plugged
             self.world.after(self.world.random.uniform(0.001, 0.02), lambda: self._linked(plugged))
         self.note("its cable is plugged in" if plugged else "its cable is pulled")
         self.changed()

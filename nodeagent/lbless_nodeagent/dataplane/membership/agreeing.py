@@ -118,14 +118,17 @@ class Agreeing(Leasing):
 
     def rule8_concerned(self, standing: Standing, epoch: Epoch, peer: Peer) -> bool:
         """Whether a peer is named in the one in use or in `epoch`, acts, or owns something; or may, because
-        not all that it says has arrived. Not one that was only ever named, once waiting for it has lasted
-        long enough on an interface where no peer was ever heard."""
-        if not peer.shown and not self.ever_heard and self.now - peer.evidence >= self.times.unheard:
+        not all that it says has arrived."""
+        if not peer.shown and self.rule2_waited(peer):
             return False
         report = standing.reports.get(peer.node)
         if report is None:
             return self._names(standing, epoch, peer) or (peer.lately and not peer.complete)
         return report.owns or report.acting or report.named or self._names(standing, epoch, peer)
+
+    def rule2_waited(self, peer: Peer) -> bool:
+        """Whether 60 s have passed for one that was only ever named, where no peer was ever heard."""
+        return not self.ever_heard and self.now - peer.evidence >= self.times.unheard
 
     def _names(self, standing: Standing, epoch: Epoch, peer: Peer) -> bool:
         present = standing.present

@@ -64,6 +64,8 @@ class Leasing(Judging):
         end = reach + self.times.lease
         if end > self.now and end > (self.lease_end or NEVER):
             if not self.valid:
+                if self.rule5_replaced():
+                    return
                 self.changed = True
                 self.events.append("has a lease.")
             self.lease_end = end
@@ -81,6 +83,17 @@ class Leasing(Judging):
         """
         sent = min(self.sent.get(member.acknowledged, NEVER) for member in members)
         return sent if sent >= self.deaf_ended else NEVER
+
+    def rule5_replaced(self) -> bool:
+        """Whether a peer acts for a ClusterIP that this node follows by an epoch: it began while this node was
+        silent, without counting it dead, and stops when it learns of that epoch in use. Until then a lease
+        that has lapsed does not begin anew."""
+        return any(
+            (said.acting or (said.owns and not said.in_use)) and not self.peers[node].dead
+            for standing in self.standings.values()
+            if standing.in_use
+            for node, said in standing.reports.items()
+        )
 
     def rule5_nobody_left(self) -> bool:
         """Whether no peer that could acknowledge counts as living."""

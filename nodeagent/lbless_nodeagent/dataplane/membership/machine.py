@@ -225,6 +225,7 @@ class Membership(Speaking):
             incarnation=self.incarnation,
             peers=tuple(peer.key for peer in self.peers.values() if peer.shown),
             verdicts=tuple(peer.key for peer in self.peers.values() if peer.dead),
+            holding=tuple((p.node, p.heard + p.hold) for p in self.living() if self.rule9_held(p) or p.hold),
             kernel=tuple(
                 (standing.uid, standing.kernel_epoch, standing.kernel_owns, standing.sharing)
                 for standing in self.standings.values()

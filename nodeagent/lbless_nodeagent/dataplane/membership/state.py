@@ -184,6 +184,10 @@ class State:
             self.hold_end = lease_end
         for node, incarnation in memory.peers:
             self.peers[node] = Peer(node, incarnation, self.now, shown=True, heard=self.now, heard_sequence=0)
+        for node, until in memory.holding:
+            peer = self.peers.get(node)
+            if peer is not None:
+                peer.flags, peer.hold = Flag.HELD, max(0.0, until - self.now)
         self.ever_heard = bool(memory.peers)
         for uid, number, owns, acts in memory.kernel:
             standing = Standing(uid, clusterip_id(uid), resumed=(number, acts))

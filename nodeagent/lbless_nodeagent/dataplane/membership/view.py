@@ -88,11 +88,13 @@ class Turn:
 class Memory:
     """What a successor process needs to go on as the same incarnation, while the lease in the kernel runs.
 
-    `verdicts` and `peers` are (node id, incarnation); `kernel` is (UID, epoch in use, owns a bucket, acts).
+    `verdicts` and `peers` are (node id, incarnation); `holding` (node id, until when at most it is silent, by the
+    clock of `Membership.tick`); `kernel` is (UID, epoch in use, owns a bucket, acts).
     """
 
     incarnation: int
     peers: tuple[tuple[bytes, int], ...] = ()
     verdicts: tuple[tuple[bytes, int], ...] = ()
+    holding: tuple[tuple[bytes, float], ...] = ()
     kernel: tuple[tuple[str, int, bool, bool], ...] = ()
     held: bool = False
