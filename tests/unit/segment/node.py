@@ -84,7 +84,6 @@ class Node:
         for epochs in self.documents.values():
             for epoch in list(epochs.values()):
                 self.machine.learn(epoch, now)
-        self.machine.linked(self.carrier, now)
         self.wake_at(now)
 
     def crash(self) -> None:
@@ -134,14 +133,13 @@ class Node:
         """Its port goes down or up; `seen`: it has a carrier that tells."""
         self.can_send = self.can_receive = plugged
         if seen:
-            self.carrier = plugged
             self.world.after(self.world.random.uniform(0.001, 0.02), lambda: self._linked(plugged))
         self.note("its cable is plugged in" if plugged else "its cable is pulled")
         self.changed()
 
     def _linked(self, plugged: bool) -> None:
-        if self.machine and self.can_receive == plugged and not self.paused and not self.frozen:
-            self.machine.linked(plugged, self.clock())
+        self.carrier = plugged
+        if self.on:
             self.wake_at(self.clock())
 
     def desire(self, epoch: Epoch) -> None:
@@ -170,6 +168,12 @@ class Node:
                 if epoch.clusterip == clusterip and epoch.number == number:
                     return epoch
         return None
+
+    def holds(self) -> bool:
+        """Whether its kernel serves without a process."""
+        return (
+            self.on and self.machine is None and self.lease_end is not None and self.lease_end > self.clock()
+        )
 
     def stop(self, intent: Intent) -> None:
         """SIGTERM."""
@@ -206,6 +210,7 @@ class Node:
         if self.machine is None or self.paused or self.frozen:
             return
         machine = self.machine
+        machine.linked(self.carrier, self.clock())
         for heartbeat, arrived in self.socket:
             if heartbeat is None:
                 machine.heard_traffic(arrived)

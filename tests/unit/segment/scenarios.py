@@ -421,6 +421,8 @@ def newcomer(world: World) -> float:
 
 def newcomer_during_hold(world: World) -> float:
     """A node comes back while another one holds, and hears nothing of that one but from the others."""
+    if len(world.nodes) < 3:
+        return world.now  # nobody could tell the one that comes back
     holding, coming = world.random.sample(list(world.nodes.values()), 2)
     coming.crash()
     world.run(2)

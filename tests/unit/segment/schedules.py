@@ -47,7 +47,9 @@ def play(
 def repair(world: World, chance: float) -> None:
     """Bring back what is off, each with this chance."""
     for node in world.nodes.values():
-        if world.random.random() > chance:
+        # A node that starts while the only other one holds acts beside it: it cannot know of it.
+        held = any(other.holds() for other in world.nodes.values())
+        if world.random.random() > chance or (held and not node.on):
             continue
         node.programming_delay, node.programming_stuck, node.late = 0.005, False, 0.002
         if not (node.can_send and node.can_receive):

@@ -81,7 +81,9 @@ class Agreeing(Leasing):
         if self.someone_lives(newest) and self.rule8_agreed(standing, newest):
             chosen = newest.number
         if chosen > standing.in_use:
-            standing.former, standing.in_use, standing.in_use_since = standing.present, chosen, self.now
+            older = [epoch for number, epoch in standing.epochs.items() if number < chosen]
+            standing.prior = frozenset(key for epoch in older for key in epoch.incarnations.items())
+            standing.in_use, standing.in_use_since = chosen, self.now
             standing.epochs = {n: e for n, e in standing.epochs.items() if n >= chosen}
             standing.vacant = standing.acting = None
             standing.sharing = False
@@ -117,8 +119,8 @@ class Agreeing(Leasing):
         )
 
     def rule8_concerned(self, standing: Standing, epoch: Epoch, peer: Peer) -> bool:
-        """Whether a peer is named in the one in use or in `epoch`, acts, or owns something; or may, because
-        not all that it says has arrived."""
+        """Whether a peer is named in the one in use, in `epoch` or in one between them, acts, or owns something;
+        or may, because not all that it says has arrived."""
         if not peer.shown and self.rule2_waited(peer):
             return False
         report = standing.reports.get(peer.node)
@@ -131,8 +133,8 @@ class Agreeing(Leasing):
         return not self.ever_heard and self.now - peer.evidence >= self.times.unheard
 
     def _names(self, standing: Standing, epoch: Epoch, peer: Peer) -> bool:
-        present = standing.present
-        return epoch.names(*peer.key) or (present is not None and present.names(*peer.key))
+        """Whether `epoch` or one before it names a peer: that one may be in use there."""
+        return any(one.names(*peer.key) for number, one in standing.epochs.items() if number <= epoch.number)
 
     def _shows(self, standing: Standing, epoch: Epoch, peer: Peer) -> bool:
         report = standing.reports.get(peer.node)
@@ -176,8 +178,8 @@ class Agreeing(Leasing):
     def _may_have(self, standing: Standing, peer: Peer, report: EpochReport | None) -> bool:
         if report and (report.owns or report.acting):
             return True
-        epochs = (standing.former, standing.present)
-        return any(epoch is not None and epoch.names(*peer.key) for epoch in epochs)
+        present = standing.present
+        return peer.key in standing.prior or (present is not None and present.names(*peer.key))
 
     def rule8_wanted(self, standing: Standing) -> int:
         """The newest epoch that a living peer shows and this node lacks, 0 if none."""

@@ -90,7 +90,7 @@ class Membership(Speaking):
         self.rule4_deaf()
         self.rule3_dead()
         why = self.rule6_dispute() or self.rule7_outdated()
-        if why:
+        if why and not self.leaving:
             self.rule7_new_incarnation(why)
         self.rule7_listening_ends()
         self._decide_clusterips()

@@ -75,7 +75,8 @@ class Standing:
     """The one in use and all newer ones, by number."""
     in_use: int = 0
     in_use_since: float = NEVER
-    former: Epoch | None = None
+    prior: frozenset[tuple[bytes, int]] = frozenset()
+    """Whom the epochs before it named: they may still have buckets by one of those."""
     kernel_epoch: int = 0
     kernel_owns: bool = False
     vacant: float | None = None
