@@ -21,7 +21,7 @@ Fault = Callable[[World], float]
 class Scenario:
     """A fault, and for how many seconds at most, in all, a bucket may have two owners and how long none.
 
-    `settled`: whether all ClusterIPs must be wholly served at the end."""
+    `settled`: whether all ClusterIPs must be wholly served at the end, and by their newest epoch if `newest`."""
 
     name: str
     fault: Fault
@@ -30,6 +30,7 @@ class Scenario:
     nodes: tuple[int, ...] = (2, 3, 5)
     after: float = 4.0
     settled: bool = True
+    newest: bool = False
     begin: Callable[[World], None] = World.settle
     clusterips: int = 1
 
@@ -41,6 +42,8 @@ class Run:
     world: World
     verdict: Verdict
     unserved_at_end: bool
+    behind: bool
+    """Whether a node does not follow the newest epoch at the end."""
 
     def faults(self, scenario: Scenario) -> list[str]:
         """In what it broke the scenario's bounds, a sentence each."""
@@ -51,6 +54,8 @@ class Run:
             found.append(f"no owner for {self.verdict.unserved:.3f} s")
         if scenario.settled and self.unserved_at_end:
             found.append("not all served at the end")
+        if scenario.newest and self.behind:
+            found.append("not by the newest epoch")
         return found
 
 
@@ -76,7 +81,14 @@ def run(
     after = world.record.judge(world.uids, BUCKETS, counted, world.now, sides)
     end = world.record.judge(world.uids, BUCKETS, world.now - 0.05, world.now, sides)
     verdict = Verdict(whole.double, after.unserved, whole.details)
-    return Run(world, verdict, end.unserved > 0.02)
+    numbers = {uid: epoch.number for uid, epoch in world.epochs.items()}
+    behind = any(
+        (use.epoch if (use := node.view.use.get(uid)) else 0) != number
+        for node in world.nodes.values()
+        if node.machine
+        for uid, number in numbers.items()
+    )
+    return Run(world, verdict, end.unserved > 0.02, behind)
 
 
 def some(world: World, count: int = 1) -> list[Node]:
@@ -415,6 +427,18 @@ def hold_and_epoch(world: World) -> float:
     return world.now
 
 
+def hold_amid_epoch(world: World) -> float:
+    """A process stops to hold while its programming process has not yet followed an epoch."""
+    moment(world)
+    holding = world.random.choice(list(world.nodes.values()))
+    for uid in world.uids:
+        world.assign(uid, {name: 0.01 if name == holding.name else 1 for name in world.nodes})
+    holding.programming_stuck = True
+    world.run(0.01)
+    _hold(world, holding, 1.5)
+    return world.now
+
+
 def hold_and_superseding_epochs(world: World) -> float:
     """The same, and a second epoch does not name it any more; one node learns that one alone."""
     moment(world)
@@ -424,6 +448,18 @@ def hold_and_superseding_epochs(world: World) -> float:
     for uid in world.uids:
         world.assign(uid, {name: 0.01 if name == holding.name else 1 for name in world.nodes}, spread=0.2)
         world.assign(uid, {name: 1 for name in world.nodes if name != holding.name}, spread=0.2)
+    return world.now
+
+
+def slow_flapping(world: World) -> float:
+    """A link beyond the port is down for almost QUIET, up for a moment, and again."""
+    moment(world)
+    node = some(world)[0]
+    for _ in range(12):
+        node.cable(False, seen=False)
+        world.run(world.random.uniform(0.3, 0.44))
+        node.cable(True, seen=False)
+        world.run(world.random.uniform(0.02, 0.1))
     return world.now
 
 
@@ -540,17 +576,19 @@ SCENARIOS = (
     Scenario("50% loss", loss_50, 0.31, 0.8, settled=False),
     Scenario("flapping link", flapping, 0, 0.4),
     Scenario("flapping beyond the port", flapping_behind_a_switch, 0.15, 0.5),
+    Scenario("flapping slowly", slow_flapping, 0.3, 0.9),
     Scenario("all ports down", all_ports_down, 0, 0.5),
     Scenario("power cut, no API", power_cut, 0, 1.0),
     Scenario("power cut, API", power_cut_with_api, 0, 1.0),
-    Scenario("epochs at different times", epochs, 0, 0.03),
-    Scenario("epochs from a peer", epochs_from_a_peer, 0, 0.03),
+    Scenario("epochs at different times", epochs, 0, 0.03, newest=True),
+    Scenario("epochs from a peer", epochs_from_a_peer, 0, 0.03, newest=True),
     Scenario("epoch spreads, crash", epochs_and_crash, 0, 0.85),
-    Scenario("epochs, late programming", programming_late, 0, 2.5),
+    Scenario("epochs, late programming", programming_late, 0, 2.5, newest=True),
     Scenario("stuck programming, step down", step_down_while_stuck, 0, 0.1),
     Scenario("restart", restart, 0, 0.3),
     Scenario("hold", hold, 0, 0.03),
-    Scenario("hold and epoch", hold_and_epoch, 0, 1.7),
+    Scenario("hold and epoch", hold_and_epoch, 0, 1.7, newest=True),
+    Scenario("hold amid an epoch", hold_amid_epoch, 0, 2.1),
     Scenario("hold and two epochs", hold_and_superseding_epochs, 0, 1.7),
     Scenario("hold and crash of another", hold_and_crash, 0, 2.3),
     Scenario("held node dies", held_node_dies, 0, 2.3),
@@ -558,11 +596,11 @@ SCENARIOS = (
     Scenario("partition heals", partition, 0.13, 0.2),
     Scenario("heals in one direction first", one_way_heal, 0.5, 0.2),
     Scenario("paused virtual machine", frozen, 0.13, 0.8),
-    Scenario("a node comes back", newcomer, 0, 0.05),
+    Scenario("a node comes back", newcomer, 0, 0.05, newest=True),
     Scenario("a node comes back during a hold", newcomer_during_hold, 0, 0.05, nodes=(3, 5)),
     Scenario("replayed frames and crash", replayed, 0, 0.8),
     Scenario("identity lost", identity_lost, 0, 0.05),
     Scenario("heartbeats filtered from the start", long_wait, 0, 0.05, begin=filtered),
-    Scenario("many epochs, 33% loss", epochs_lossy, 0, 0.3, clusterips=12),
-    Scenario("one-way cut, epoch", crash_of_one_way, 0, 1.0, nodes=(3, 5)),
+    Scenario("many epochs, 33% loss", epochs_lossy, 0, 0.3, newest=True, clusterips=12),
+    Scenario("one-way cut, epoch", crash_of_one_way, 0, 1.0, newest=True, nodes=(3, 5)),
 )

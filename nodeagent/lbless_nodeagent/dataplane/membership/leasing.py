@@ -85,13 +85,13 @@ class Leasing(Judging):
         return sent if sent >= self.deaf_ended else NEVER
 
     def rule5_replaced(self) -> bool:
-        """Whether a peer acts for a ClusterIP that this node follows by an epoch: it began while this node was
+        """Whether a peer acts for a ClusterIP that this node serves by an epoch: it began while this node was
         silent, without counting it dead, and stops when it learns of that epoch in use. Until then a lease
         that has lapsed does not begin anew."""
         return any(
             (said.acting or (said.owns and not said.in_use)) and not self.peers[node].dead
             for standing in self.standings.values()
-            if standing.in_use
+            if standing.in_use and standing.acting is None
             for node, said in standing.reports.items()
         )
 
