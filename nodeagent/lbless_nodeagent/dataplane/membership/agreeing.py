@@ -152,11 +152,13 @@ class Agreeing(Leasing):
         Nodes that act share by their names alone, whatever epoch each had in use before; their wait is that
         they announce it (rule 10).
         """
+        if standing.sharing:
+            return True
         for peer in self.living():
             report = standing.reports.get(peer.node)
             if report and report.owns and report.in_use > standing.in_use and self.rule9_owner_ahead():
                 return False
-            if peer.shown and not standing.sharing and self._may_have(standing, peer, report):
+            if peer.shown and self._may_have(standing, peer, report):
                 shown = report.in_use if report else -1
                 if shown < standing.in_use and self.rule9_wait(standing, peer):
                     return False
