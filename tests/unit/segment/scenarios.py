@@ -451,6 +451,35 @@ def hold_and_superseding_epochs(world: World) -> float:
     return world.now
 
 
+def hold_unheard(world: World) -> float:
+    """One node does not hear the one that holds."""
+    moment(world)
+    names = world.random.sample(list(world.nodes), 2)
+    world.lan.cut.add((names[0], names[1]))
+    world.run(0.5)
+    _hold(world, world.nodes[names[0]], 1.5)
+    return world.now
+
+
+def hold_after_crash(world: World) -> float:
+    """A process is replaced after a node has been taken over."""
+    crash(world)
+    world.run(1.5)
+    alive = [node for node in world.nodes.values() if node.on]
+    _hold(world, world.random.choice(alive), 0.5)
+    return world.now
+
+
+def acting_node_dies(world: World) -> float:
+    """After a power cut the node that acts for all loses power again."""
+    power_cut(world)
+    world.run(3)
+    for node in world.nodes.values():
+        if any(node.kernel.values()):
+            node.crash()
+    return world.now
+
+
 def slow_flapping(world: World) -> float:
     """A link beyond the port is down for almost QUIET, up for a moment, and again."""
     moment(world)
@@ -576,10 +605,11 @@ SCENARIOS = (
     Scenario("50% loss", loss_50, 0.31, 0.8, settled=False),
     Scenario("flapping link", flapping, 0, 0.4),
     Scenario("flapping beyond the port", flapping_behind_a_switch, 0.15, 0.5),
-    Scenario("flapping slowly", slow_flapping, 0.3, 0.9),
+    Scenario("flapping slowly", slow_flapping, 0.4, 0.9),
     Scenario("all ports down", all_ports_down, 0, 0.5),
     Scenario("power cut, no API", power_cut, 0, 1.0),
     Scenario("power cut, API", power_cut_with_api, 0, 1.0),
+    Scenario("the acting node dies", acting_node_dies, 0, 1.15, nodes=(3, 5)),
     Scenario("epochs at different times", epochs, 0, 0.03, newest=True),
     Scenario("epochs from a peer", epochs_from_a_peer, 0, 0.03, newest=True),
     Scenario("epoch spreads, crash", epochs_and_crash, 0, 0.85),
@@ -590,6 +620,8 @@ SCENARIOS = (
     Scenario("hold and epoch", hold_and_epoch, 0, 1.7, newest=True),
     Scenario("hold amid an epoch", hold_amid_epoch, 0, 2.1),
     Scenario("hold and two epochs", hold_and_superseding_epochs, 0, 1.7),
+    Scenario("hold not heard by one", hold_unheard, 0, 0.9, nodes=(3, 5)),
+    Scenario("hold after a crash", hold_after_crash, 0, 0.7, nodes=(3, 5)),
     Scenario("hold and crash of another", hold_and_crash, 0, 2.3),
     Scenario("held node dies", held_node_dies, 0, 2.3),
     Scenario("leaving", leaving, 0, 0.03),

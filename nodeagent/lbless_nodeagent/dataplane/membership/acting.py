@@ -20,7 +20,7 @@ class Acting(Agreeing):
                 standing.vacant = None
                 return
             if standing.vacant is None:
-                standing.vacant = self.now
+                standing.vacant = self.rule10_unserved_since(standing)
             if self.now - standing.vacant >= self.times.dead - self.times.steady:
                 standing.acting = self.now
                 self.events.append(f"{standing.uid}: acts, for nobody serves.")
@@ -56,6 +56,12 @@ class Acting(Agreeing):
             elif report.owns and not report.acting:
                 return False
         return True
+
+    def rule10_unserved_since(self, standing: Standing) -> float:
+        """Since when nobody who serves was heard: those who served last are dead by now."""
+        return max(
+            (self.peers[n].heard for n, said in standing.reports.items() if said.owns), default=self.now
+        )
 
     def rule10_filtered(self, standing: Standing) -> bool:
         """Whether the newest epoch names this incarnation and others, none of which was ever heard."""
