@@ -23,6 +23,7 @@ from lbless_nodeagent.dataplane.membership import (
     owned,
 )
 from lbless_nodeagent.dataplane.membership.speaking import EPOCH_BYTES, HEAD_BYTES, PEER_BYTES, VERDICT_BYTES
+from unit.segment.ablation import NoRepeats, OldIncarnation
 
 TIMES = Times.of_tick(0.1)
 A, B, C = (node_id(name) for name in "abc")
@@ -47,9 +48,9 @@ def beat(
 class Driver:
     """A membership of node a, by hand: it ticks every 100 ms of its own time."""
 
-    def __init__(self, **more) -> None:
+    def __init__(self, kind: type[Membership] = Membership, **more) -> None:
         self.now = 100.0
-        self.machine = Membership("a", 1, TIMES, self.now, **more)
+        self.machine = kind("a", 1, TIMES, self.now, **more)
         self.turn = self.machine.tick(self.now)
         self.machine.followed_view(self.turn.view.version)
         self.sequence = 0
@@ -355,3 +356,30 @@ def test_whatever_authentic_frames_say_it_goes_on_and_its_lease_is_never_longer_
         if driver.turn.lease_end is not None:
             assert driver.turn.lease_end <= driver.now + TIMES.lease
         assert driver.turn.wake > driver.now
+
+
+def test_one_whose_peers_know_a_newer_incarnation_of_it_takes_a_newer_one_still():
+    driver = Driver()
+    driver.machine.heard(beat(peers=(PeerReport(A, 7, 5, 0),)), driver.now)
+    driver.tick()
+    assert driver.machine.incarnation == 8
+    deprived = OldIncarnation("a", 1, TIMES, 100.0)
+    deprived.heard(beat(peers=(PeerReport(A, 7, 5, 0),)), 100.0)
+    deprived.tick(100.0)
+    assert deprived.incarnation == 1
+
+
+def test_a_peer_that_missed_a_report_has_all_of_them_told_anew():
+    def told(kind: type[Membership]) -> set[bytes]:
+        driver = Driver(kind=kind)
+        for number in range(300):
+            driver.machine.learn(epoch(uid=f"u{number}", shares={"a": "0-15"}), driver.now)
+        driver.run(1.5, B)
+        report = PeerReport(A, 1, driver.machine.sequence, 0, complete=False)
+        driver.now += 0.01
+        driver.machine.heard(beat(B, 10**6, peers=(report,)), driver.now)
+        driver.tick()
+        return {said.clusterip for frame in driver.turn.heartbeats for said in frame.epochs}
+
+    assert len(told(Membership)) == 300
+    assert len(told(NoRepeats)) < 10

@@ -57,6 +57,8 @@ class Node:
 
     def boot(self) -> None:
         """Power on: the kernel has nothing; the state directory is still there."""
+        if self.on:
+            return
         self.on, self.frozen, self.paused = True, False, False
         self.kernel, self.lease_end, self.socket = {}, None, []
         self.begin(None)

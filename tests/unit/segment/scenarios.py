@@ -466,7 +466,8 @@ def hold_after_crash(world: World) -> float:
     crash(world)
     world.run(1.5)
     alive = [node for node in world.nodes.values() if node.on]
-    _hold(world, world.random.choice(alive), 0.5)
+    if alive:
+        _hold(world, world.random.choice(alive), 0.5)
     return world.now
 
 

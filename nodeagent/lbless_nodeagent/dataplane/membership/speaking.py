@@ -90,7 +90,7 @@ class Speaking(Stopping):
         room -= VERDICT_BYTES * len(verdicts)
         frames = [self._heartbeat(peers, verdicts, self._epochs(room // EPOCH_BYTES, SETTLED_REPORTS))]
         whole = (FRAME_BYTES - HEAD_BYTES) // EPOCH_BYTES
-        while self.queue and len(frames) < BURST_FRAMES and self._crowded(room // EPOCH_BYTES, frames):
+        while len(frames) < BURST_FRAMES and self._untold(frames):
             frames.append(self._heartbeat((), (), self._epochs(whole, 0)))
         self.changed = len(frames) == BURST_FRAMES and bool(self.queue)
         if not self.changed and (self.repeating or len(frames) > 1):
@@ -101,10 +101,10 @@ class Speaking(Stopping):
             self.left_frames += 1
         return tuple(frames)
 
-    def _crowded(self, room: int, frames: list[Heartbeat]) -> bool:
-        """Whether reports wait that were in none of these frames: those for a repeat can wait for the next."""
+    def _untold(self, frames: list[Heartbeat]) -> bool:
+        """Whether a report waits that is in none of these frames; a repeat can wait for the next turn."""
         said = {report.clusterip for frame in frames for report in frame.epochs}
-        return len(self.queue) > room and any(clusterip not in said for clusterip in self.queue)
+        return any(clusterip not in said for clusterip in self.queue)
 
     def _reported(self) -> list[Peer]:
         recent = self.now - 2 * self.times.dead
