@@ -2,8 +2,9 @@
 
 import pytest
 
+from lbless_nodeagent.dataplane.membership import Membership
 from unit.segment import ablation
-from unit.segment.ablation import CASES, DIRECT, NO_DIFFERENCE, Membership, without
+from unit.segment.clauses import CASES, DIRECT, NO_DIFFERENCE, without
 from unit.segment.scenarios import SCENARIOS, run
 
 

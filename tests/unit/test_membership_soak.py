@@ -6,7 +6,7 @@ import random
 import pytest
 
 from unit.segment.__main__ import HEAD, row
-from unit.segment.ablation import table
+from unit.segment.clauses import table
 from unit.segment.scenarios import SCENARIOS, run
 from unit.segment.schedules import COMBINED, play, story
 

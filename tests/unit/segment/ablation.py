@@ -1,4 +1,4 @@
-"""Membership without one clause at a time, to show what each is for."""
+"""Membership without one clause at a time; what then goes wrong is in `clauses`."""
 
 # Each override has the signature of the rule that it replaces, whether or not it looks at what it is given.
 # ruff: noqa: ARG002, ARG005
@@ -8,7 +8,6 @@ from __future__ import annotations
 from lbless_api.heartbeat import Flag, Heartbeat
 from lbless_nodeagent.dataplane.membership import Epoch, Membership
 from lbless_nodeagent.dataplane.membership.state import NEVER, Peer, Standing
-from unit.segment.scenarios import SCENARIOS, run
 
 
 class AnyOrder(Membership):
@@ -395,83 +394,3 @@ class AlwaysHeld(Membership):
 
     def rule12_hold_ends(self) -> None:
         pass
-
-
-CASES: dict[type[Membership], tuple[str, int, int]] = {
-    AnyOrder: ("replayed frames and crash", 2, 0),
-    RumoursCount: ("crash", 3, 0),
-    NoReports: ("a node comes back during a hold", 3, 0),
-    NamedIsNothing: ("heartbeats filtered from the start", 2, 0),
-    UnheardDie: ("heartbeats filtered from the start", 2, 0),
-    WaitsForUnheard: ("heartbeats filtered from the start", 2, 0),
-    JudgesAtOnce: ("pause of all", 2, 4),
-    DeafAreBelieved: ("receive failure", 2, 0),
-    NoGivingUp: ("receive failure", 2, 0),
-    HoldsAreSilence: ("a node comes back during a hold", 3, 0),
-    HearsayIsEnough: ("a node comes back during a hold", 3, 0),
-    NeverDeaf: ("receive failure", 2, 0),
-    CarrierUnseen: ("flapping link", 3, 7),
-    NoAcknowledgement: ("heartbeats not heard by one", 3, 0),
-    NewestAcknowledgement: ("heartbeats not heard by one", 3, 0),
-    AllAcknowledge: ("one-way cut", 3, 0),
-    NoBridge: ("a node comes back during a hold", 3, 0),
-    NoDispute: ("pause of one", 3, 0),
-    AlwaysYield: ("partition heals", 2, 0),
-    NeverUntold: ("heals in one direction first", 2, 2),
-    ListensUnconfirmed: ("stuck programming, step down", 2, 0),
-    EpochAtOnce: ("a node comes back during a hold", 3, 0),
-    NotByPeers: ("one-way cut, epoch", 3, 0),
-    NamedListeners: ("a node comes back", 2, 0),
-    EpochOfTheDead: ("power cut, no API", 3, 0),
-    NoExchange: ("epochs from a peer", 3, 0),
-    GainsAtOnce: ("epochs at different times", 3, 0),
-    HeldNotAwaited: ("hold amid an epoch", 3, 0),
-    HeldTakeOver: ("hold and crash of another", 3, 0),
-    NoActing: ("power cut, no API", 2, 0),
-    ActsUnannounced: ("the acting node dies", 3, 2),
-    ActsBesideOthers: ("power cut, no API", 3, 0),
-    ActsUnheard: ("heartbeats filtered from the start", 2, 0),
-    HoldsUnacknowledged: ("hold not heard by one", 3, 0),
-    HoldsAnyway: ("hold after a crash", 3, 4),
-    AlwaysHeld: ("hold and crash of another", 2, 0),
-}
-"""For each a scenario, a number of nodes and a seed that go wrong without the clause."""
-
-DIRECT: tuple[type[Membership], ...] = (NoRepeats, OldIncarnation)
-"""Shown by tests of a single membership (`test_membership`)."""
-
-NO_DIFFERENCE: tuple[type[Membership], ...] = (
-    ReportsWithoutAge,
-    SilenceIsNoGap,
-    DeafOnce,
-    LapsedJudge,
-    OldAcknowledgements,
-    BlindBridge,
-    AloneAtOnce,
-    AloneAmongSilent,
-    NoListening,
-    KeepsVerdicts,
-    OnlyByName,
-    OwnerAheadIgnored,
-    ActsBesideOwners,
-    BackAtOnce,
-)
-"""Clauses without which no scenario and no random schedule that was tried went wrong: other clauses cover them
-there. They stay, because each follows from the argument for the rule that it belongs to."""
-
-
-def without(clause: type[Membership]) -> list[str]:
-    """What goes wrong without a clause, in its scenario."""
-    name, nodes, seed = CASES[clause]
-    scenario = next(one for one in SCENARIOS if one.name == name)
-    return run(scenario, nodes, seed, machine=clause).faults(scenario)
-
-
-def table() -> str:
-    """Clause, scenario, what goes wrong without it: as markdown."""
-    rows = ["| rule: clause | scenario, nodes | without it |", "|---|---|---|"]
-    for clause, (name, nodes, _) in CASES.items():
-        rows.append(f"| {clause.__doc__} | {name}, {nodes} | {', '.join(without(clause))} |")
-    rows += [f"| {clause.__doc__} | a test of one membership | |" for clause in DIRECT]
-    rows += [f"| {clause.__doc__} | none found | no difference |" for clause in NO_DIFFERENCE]
-    return "\n".join(rows)

@@ -17,23 +17,27 @@ NOTHING = BucketSet()
 
 
 def owned(epoch: Epoch, view: View, node: str) -> BucketSet:
-    """The buckets of `epoch`'s ClusterIP that are `node`'s in `view`; `epoch` is the document that it uses."""
+    """The buckets of `epoch`'s ClusterIP that are `node`'s in `view`; `epoch` is the document that it uses.
+
+    Where all that live are held, one that was alone keeps what it has taken over.
+    """
     use = view.use.get(epoch.uid)
     if use is None or use.document != epoch.number:
         return NOTHING
     if use.acting is not None:
         return _firsts(epoch.ip, BucketSet.full(epoch.buckets) - epoch.reserved, node, use.acting)
-    mine, orphaned, successors = NOTHING, NOTHING, []
+    mine, orphaned = NOTHING, NOTHING
+    successors: list[str] = []
+    holding: list[str] = []
     for one in epoch.assignments:
         if (one.node, one.incarnation) not in view.living:
             orphaned |= one.buckets
             continue
         if one.name == node:
             mine = one.buckets
-        if one.node not in view.held:
-            successors.append(one.name)
+        (holding if one.node in view.held else successors).append(one.name)
     if orphaned:
-        mine |= _firsts(epoch.ip, orphaned, node, successors)
+        mine |= _firsts(epoch.ip, orphaned, node, successors or holding)
     return mine - epoch.reserved
 
 
