@@ -223,6 +223,7 @@ def epochs_lossy(world: World) -> float:
     """Epochs of many ClusterIPs, while every third heartbeat is lost."""
     world.lan.loss[""] = 0.33
     epochs(world)
+    world.after(2, world.lan.loss.clear)
     return world.now + 1.5
 
 

@@ -7,17 +7,32 @@ choice or the simulation showed that it must be otherwise:
 
 - Rule 1: not every frame has every peer and ClusterIP. What a peer has not repeated still holds; a digest over
   its epochs shows whether some were missed, and whoever sees that has them told anew (`PeerReport.complete`).
+  Peers are reported with what is known of them, not only if heard directly: else a node whose frames one peer
+  does not hear is never acknowledged by that one and loses its lease for good. What only a direct hearer can
+  know (that it holds, that it counts as dead) counts only direct reports (`PeerReport.direct`).
 - Rule 2, the 60 s: where no peer was ever heard, nobody is counted dead at all, so that filtered heartbeats
   make nobody take over. After 60 s an epoch comes into use without those who never showed that they hold it.
 - Rule 3: whom this node never heard directly, it counts dead when a living peer does, or after a hold; and it
   gives no verdicts while it listens, as rule 7 has it forget them.
+- Rules 3 and 5: a time of 2 TICKs without a frame of any kind is a gap, too. Between HEARD and QUIET a flapping
+  link otherwise extended leases, and judged, on nothing but a client's frame.
 - Rule 4: a peer that was only ever named does not make deaf; else the first node of a site would never serve.
+  No carrier makes deaf at once, where the surroundings can tell (`linked`).
+- Rule 5, P empty: while some peer is silent and not yet dead, only a lease that runs is extended, and only if
+  other frames have arrived all the while. A lease that has lapsed does not begin anew beside a node that acts
+  for a ClusterIP that this one serves by an epoch.
 - Rule 6: an acknowledgement is recent if it is of what was sent since the verdict, and within LEASE.
 - Rule 7: listening also waits until the kernel is known to own nothing; a pause begins it anew.
-- Rule 9: losing is at once, and *held* changes who takes over. So a node becomes held, and ceases to be,
-  only while nothing is taken over, and takes over again when all have acknowledged the end (`stopping`).
+- Rule 8: concerned is also who is named by an epoch between the one in use and the new one.
+- Rule 9: gaining waits for a silent peer that holds, too; for one that only others hear it waits DEAD. Losing is
+  at once, and *held* changes who takes over: so a node becomes held, and ceases to be, only while nothing is
+  taken over, and takes over again when all have acknowledged the end (`stopping`).
 - Rule 10: *acting* is said of each ClusterIP. It may be said while still listening, but shared only after.
   Not where no peer was ever heard and the epoch names this very incarnation beside others (rule 2).
+
+Known limits: a node that starts while the only other one holds acts beside it until that one is back; two faults
+that leave two nodes hearing each other in one direction only, one of them restarting, give up to 0.5 s with two
+owners (rule 6 ends it); a link that flaps where no carrier tells gives up to 0.1 s each time.
 """
 
 from __future__ import annotations
