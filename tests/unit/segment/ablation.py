@@ -352,11 +352,8 @@ class ActsBesideOthers(Membership):
 class ActsBesideOwners(Membership):
     """10: nobody acts beside an owner."""
 
-    def rule10_vacant(self, standing: Standing) -> bool:
-        newest = standing.newest
-        return (
-            newest is not None and self.node in newest.incarnations and not self.deaf and not standing.in_use
-        )
+    def rule10_owner_heard(self, standing: Standing) -> bool:
+        return False
 
 
 class ActsUnheard(Membership):

@@ -65,8 +65,10 @@ NO_DIFFERENCE: tuple[type[Membership], ...] = (
     ablation.BackAtOnce,
     ablation.AlwaysHeld,
 )
-"""Clauses without which no scenario and no random schedule that was tried went wrong: other clauses cover them
-there. They stay, because each follows from the argument for the rule that it belongs to."""
+"""Clauses that could be left out unnoticed: at 2 and 3 nodes in ten seeds of every scenario (without "heartbeats
+filtered" and "many epochs"), and in 150 random schedules. Those schedules notice the absence of others (of the
+dispute 37 times, of the wait before gaining 115 times), but combine no faults of one direction: about clauses
+that are for those, they say little. That none was noticed is no proof that a clause is superfluous."""
 
 
 def without(clause: type[Membership]) -> list[str]:

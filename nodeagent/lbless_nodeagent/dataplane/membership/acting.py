@@ -48,14 +48,18 @@ class Acting(Agreeing):
         present = standing.present
         if present is not None and self.someone_lives(present):
             return False
+        return not self.rule10_owner_heard(standing)
+
+    def rule10_owner_heard(self, standing: Standing) -> bool:
+        """Whether a living peer owns buckets by an epoch, or may: not all that it says has arrived."""
         for peer in self.living():
             report = standing.reports.get(peer.node)
             if report is None:
                 if peer.lately and not peer.complete:
-                    return False
+                    return True
             elif report.owns and not report.acting:
-                return False
-        return True
+                return True
+        return False
 
     def rule10_unserved_since(self, standing: Standing) -> float:
         """Since when nobody who serves was heard: those who served last are dead by now."""
