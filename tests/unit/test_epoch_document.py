@@ -2,6 +2,7 @@
 
 import json
 import random
+import tracemalloc
 import zlib
 from dataclasses import replace
 
@@ -116,6 +117,14 @@ def test_of_a_sender_that_contradicts_itself_the_later_word_counts():
     assert len(gathering) == 0
 
 
+def test_what_came_before_a_contradiction_is_forgotten():
+    pieces = pieces_of(LARGEST)
+    gathering = Gathering()
+    assert gather(gathering, [replace(piece, data=b"something else") for piece in pieces[:-1]]) == []
+    assert gather(gathering, [pieces[0], pieces[-1]]) == []
+    assert gather(gathering, pieces[1:-1]) == [LARGEST]
+
+
 def test_only_so_many_documents_are_waited_for():
     gathering = Gathering(limit=3)
     for number in range(10):
@@ -138,12 +147,22 @@ def test_only_so_many_documents_are_waited_for():
         zlib.compress(b'{"a": ' + b"9" * 10_000 + b"}"),
         zlib.compress(b'{"a": "\xff"}'),
         zlib.compress(json.dumps({"a": "x" * MAX_DOCUMENT_BYTES}).encode()),
-        zlib.compress(bytes(100_000_000)),  # a hundred kilobytes that would be a hundred megabytes
     ],
 )
 def test_what_is_no_document_is_one_sentence(data):
     with pytest.raises(Invalid, match=SENTENCE):
         join([data])
+
+
+def test_a_document_that_would_be_huge_is_not_unpacked():
+    data = zlib.compress(bytes(100_000_000))
+    tracemalloc.start()
+    try:
+        with pytest.raises(Invalid):
+            join([data])
+        assert tracemalloc.get_traced_memory()[1] < 10 * MAX_DOCUMENT_BYTES
+    finally:
+        tracemalloc.stop()
 
 
 @given(st.lists(st.binary(max_size=200), max_size=4))

@@ -207,6 +207,13 @@ def test_a_message_that_no_frame_can_hold_is_refused_with_a_sentence(message):
     assert not isinstance(refused.value, struct.error)
 
 
+def test_more_peers_than_a_segment_has_are_refused_though_there_is_room_for_another():
+    whole = replace(heartbeat_of(64, 0), verdicts=())
+    frame = bytearray(encode(whole, KEY)[:-TAG_BYTES])
+    frame[35] += 1
+    assert why(signed(bytes(frame) + bytes(21))) == Reason.MALFORMED
+
+
 def test_an_age_that_no_frame_can_hold_is_very_old():
     said = decode(encode(replace(ALONE, peers=(replace(PEER, age_ms=10**9),)), KEY), (KEY,))
     assert said.peers[0].age_ms == 0xFFFF
