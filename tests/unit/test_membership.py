@@ -305,6 +305,19 @@ def test_a_node_that_holds_keeps_its_lease_only_when_all_have_acknowledged_it():
     assert driver.turn.lease_end == pytest.approx(driver.now + 1.9, abs=0.02)
 
 
+def test_a_node_does_not_hold_beside_a_held_peer_while_a_dead_nodes_buckets_are_taken_over():
+    driver = Driver()
+    driver.machine.learn(epoch(shares={"a": "0-4", "b": "5-9", "c": "10-15"}), driver.now)
+    uses = (EpochReport(clusterip_id("u"), 1, 1, owns=True, named=True),)
+    driver.run(1.5, B, C, epochs=uses)
+    driver.run(1.5, B, epochs=uses, flags=Flag.VALID | Flag.HELD)
+    assert driver.turn.view.living == {(A, 1), (B, 1)}
+    driver.now += 0.01
+    driver.machine.stop(Intent.HOLD, driver.now)
+    driver.tick()
+    assert driver.turn.heartbeats[0].flags & (Flag.HELD | Flag.LEAVING) == Flag.LEAVING
+
+
 def test_a_node_that_cannot_hold_leaves_and_says_so_more_than_once():
     driver = Driver()
     driver.machine.learn(epoch(), driver.now)

@@ -65,14 +65,16 @@ class Stopping(Acting):
 
     def rule12_nothing_taken(self) -> bool:
         """Whether no one has taken over a bucket of a dead node, as far as can be known: neither this node
-        nor a peer that could take over counts an incarnation dead that bears buckets."""
+        nor a living peer counts an incarnation dead that bears buckets.
+
+        Held peers are no exception: where all that live are held they share such buckets (`ownership`), so
+        that one more that holds changes the shares. Who is alone shares with nobody, and keeps all.
+        """
         bearers = self.bearing()
-        takers = [
-            p for p in self.living() if p.shown and not p.says(Flag.HELD | Flag.LISTENING | Flag.LEAVING)
-        ]
-        if any(not bearers.isdisjoint(peer.accused) for peer in takers):
+        others = [p for p in self.living() if p.shown and not p.says(Flag.LISTENING | Flag.LEAVING)]
+        if any(not bearers.isdisjoint(peer.accused) for peer in others):
             return False
-        return not takers or all(self.lives(*key) for key in bearers)
+        return not others or all(self.lives(*key) for key in bearers)
 
     def bearing(self) -> frozenset[tuple[bytes, int]]:
         """The incarnations that have buckets by an epoch in use."""
