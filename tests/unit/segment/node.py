@@ -21,7 +21,7 @@ class Node:
         self.offset = world.random.uniform(10, 1000)
         self.rate = 1 + world.random.uniform(-200e-6, 200e-6)
         self.lost_time = 0.0
-        self.can_send = self.can_receive = self.carrier = True
+        self.can_send = self.can_receive = self.plugged = self.carrier = True
         self.on = self.frozen = False
         self.machine: Membership | None = None
         self.memory: Memory | None = None
@@ -135,12 +135,14 @@ class Node:
         """Its port goes down or up; `seen`: it has a carrier that tells."""
         self.can_send = self.can_receive = plugged
         if seen:
-            self.world.after(self.world.random.uniform(0.001, 0.02), lambda: self._linked(plugged))
+            self.plugged = plugged
+            self.world.after(self.world.random.uniform(0.001, 0.02), self._linked)
         self.note("its cable is plugged in" if plugged else "its cable is pulled")
         self.changed()
 
-    def _linked(self, plugged: bool) -> None:
-        self.carrier = plugged
+    def _linked(self) -> None:
+        """What is read after a notification is how it is then, whichever notification that was."""
+        self.carrier = self.plugged
         if self.on:
             self.wake_at(self.clock())
 

@@ -64,7 +64,7 @@ class Leasing(Judging):
         end = reach + self.times.lease
         if end > self.now and end > (self.lease_end or NEVER):
             if not self.valid:
-                if self.rule5_replaced():
+                if self.rule5_replaced() or self.rule5_outrun():
                     return
                 self.changed = True
                 self.events.append("has a lease.")
@@ -93,6 +93,21 @@ class Leasing(Judging):
             for standing in self.standings.values()
             if standing.in_use and standing.acting is None
             for node, said in standing.reports.items()
+        )
+
+    def rule5_outrun(self) -> bool:
+        """Whether the kernel still keeps buckets by an epoch that is older than the one in use here or at a peer
+        that lives: while this node's lease had lapsed nobody waited for it, so that others may have them. Until
+        the kernel has lost them a lease does not begin anew."""
+        return any(
+            standing.kernel_owns
+            and standing.kernel_epoch
+            < max(
+                standing.in_use,
+                *(said.in_use for node, said in standing.reports.items() if not self.peers[node].dead),
+                0,
+            )
+            for standing in self.standings.values()
         )
 
     def rule5_nobody_left(self) -> bool:
