@@ -36,6 +36,9 @@ the dataplane's. All integers are big-endian and unsigned; u48 and u40 are six a
 
 The length of the frame says where the tail is: no message is so short that Ethernet pads it (46 bytes), nor
 longer than 1,400 bytes, so that it fits where an overlay takes its part of the 1,500.
+
+The layout has no place yet for what membership has come to need (`Heartbeat.digest`, `PeerReport.complete` and
+`direct`, `EpochReport.acting`): a message in which one of them says something is refused, never sent without it.
 """
 
 from __future__ import annotations
@@ -214,6 +217,12 @@ def _body(message: Message) -> tuple[Kind, bytes]:
 def _heartbeat_body(heartbeat: Heartbeat) -> bytes:
     if heartbeat.flags & ~_ALL_FLAGS:
         raise ValueError(f"A Heartbeat has no flag {int(heartbeat.flags):#x}.")
+    if (
+        heartbeat.digest
+        or not all(peer.complete and peer.direct for peer in heartbeat.peers)
+        or any(epoch.acting for epoch in heartbeat.epochs)
+    ):
+        raise ValueError("A frame of version 1 cannot hold digest, complete, direct and acting.")
     head = _HEARTBEAT.pack(
         heartbeat.flags,
         heartbeat.lease_ms,

@@ -24,6 +24,7 @@ class Speaking(Stopping):
     """Says what the rules have decided."""
 
     def _setup(self) -> None:
+        super()._setup()
         self.told: dict[bytes, EpochReport] = {}
         self.digest = 0
         self.queue: dict[bytes, int] = {}

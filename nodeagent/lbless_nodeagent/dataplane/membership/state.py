@@ -125,6 +125,10 @@ class State:
         self._begin_unheard()
         if resumed and lease_end is not None and lease_end > now:
             self._resume(resumed, lease_end)
+        self._setup()
+
+    def _setup(self) -> None:
+        """Where a layer above sets the variables that are its own."""
 
     def _begin_alone(self) -> None:
         now = self.now
