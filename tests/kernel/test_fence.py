@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from kernel.segment import Wire, nft, run
-from kernel.test_lease import OTHER, VIP
+from kernel.test_lease import OTHER, VIP, vip, wanted
 from kernel.test_nftables_probe import library_path
+from lbless_nodeagent.dataplane.engines import engines
 from lbless_nodeagent.dataplane.nftables.fence import Fence
 from lbless_nodeagent.dataplane.nftables.library import LIBRARY
 
@@ -49,6 +50,19 @@ def test_where_nftables_is_missing_the_iptables_engine_works_and_says_that_it_ha
     works, sentence = done.splitlines()
     assert works == "True True True None"
     assert sentence.startswith(f"nftables is missing: {LIBRARY} cannot be loaded (")
+
+
+def test_another_engine_that_finds_it_after_a_restart_removes_it_and_nothing_else(namespace: None):
+    nft("table ip lbless_leases { }\ntable inet lbless_lease { }")
+    before = run("nft", "list", "ruleset")
+    leased, successor = (engines(lease=lease)["iptables"]() for lease in (True, False))
+    leased.apply(wanted(vip()))
+    assert "unleased" in run("nft", "list", "ruleset")
+    successor.remove()
+    assert run("nft", "list", "ruleset") == before
+    successor.remove()
+    leased.close()
+    successor.close()
 
 
 FENCE_TAMPERING = {

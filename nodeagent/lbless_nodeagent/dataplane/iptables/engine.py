@@ -169,11 +169,11 @@ class IptablesEngine:
     def remove(self) -> None:
         """Leave nothing of the engine's in the kernel, also of other versions of it."""
         self._applied = None
+        self._fence.remove()  # first: with nobody to renew it, it would drop what the next engine keeps
         found = entries.read(entries.IP, rules.TABLE)
         ours = found is not None and any(map(rules.is_ours, entries.parse(entries.IP, found)))
         if ours or not arp.is_held((), arp.read()):
             self._writer.do({"do": "apply"})
-        self._fence.remove()
 
     def installed(self) -> Wanted | None:
         """What the kernel holds, read back; see `Engine.installed`."""
