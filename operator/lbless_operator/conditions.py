@@ -51,6 +51,7 @@ class Reason(StrEnum):
     AGENT_SILENT = "AgentSilent"
     SHARED_SOURCE_MAC = "SharedSourceMAC"
     ENGINE_INCAPABLE = "EngineIncapable"
+    NO_FAST_TAKEOVER = "NoFastTakeover"
 
 
 BLOCKED = frozenset(
@@ -85,6 +86,7 @@ REASONS: Mapping[Type, frozenset[Reason]] = {
             Reason.PROGRAMMING_FAILED,
             Reason.ADDRESS_IN_USE,
             Reason.ENGINE_INCAPABLE,
+            Reason.NO_FAST_TAKEOVER,
         }
     ),
     Type.CONFLICT: frozenset({Reason.NO_CONFLICT, Reason.CONFLICT}),

@@ -16,7 +16,7 @@ from lbless_api.mac import unicast_mac
 from lbless_operator.assignment import Assigned, assign, print_moves, print_shares
 from lbless_operator.conditions import Finding, Reason, State, Type, find, settle, shorten
 from lbless_operator.confirmations import Confirmation
-from lbless_operator.eligibility import Readiness, Standing, Verdict, explain_incapable
+from lbless_operator.eligibility import Readiness, Standing, Verdict, explain_incapable, explain_unfenced
 from lbless_operator.facts import ClusterIPFact
 from lbless_operator.notices import Notice, NoticeReason, Subject
 from lbless_operator.phrases import name, name_nodes
@@ -209,6 +209,9 @@ def _find_degraded(
         return Finding(Type.DEGRADED, State.TRUE, programmed.reason, programmed.message + besides)
     if incapable:
         return Finding(Type.DEGRADED, State.TRUE, Reason.ENGINE_INCAPABLE, incapable)
+    unfenced = "" if assigned.blocked else explain_unfenced(situation.verdicts)
+    if unfenced:
+        return Finding(Type.DEGRADED, State.TRUE, Reason.NO_FAST_TAKEOVER, unfenced)
     return Finding(Type.DEGRADED, State.FALSE, Reason.AS_PLANNED, "No node works otherwise than planned.")
 
 

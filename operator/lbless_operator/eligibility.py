@@ -96,7 +96,8 @@ class Verdict:
     """A node's standing. `weight` and `incarnation` are those of an eligible one.
 
     `selected`: the ClusterIP's nodeSelector matches it, so that it may stay named while it is gone.
-    `detail`: the cause in the words of its engine, where that is it.
+    `detail`: the cause in the words of its engine, where that is it. `unfenced`: why an eligible one can have
+    no lease, so that others do not take over from it by themselves; in the words of its engine.
     """
 
     node: str
@@ -106,6 +107,7 @@ class Verdict:
     incarnation: int = 0
     selected: bool = False
     detail: str = ""
+    unfenced: str = ""
 
 
 def judge(spec: Spec, candidate: Candidate, readiness: Readiness, *, named: bool) -> Verdict:
@@ -128,7 +130,8 @@ def judge(spec: Spec, candidate: Candidate, readiness: Readiness, *, named: bool
         detail = _incapability(spec, candidate.report.engines)
         cause = Cause.ENGINE_INCAPABLE if detail else cause
     if cause is None:
-        return Verdict(node.name, Standing.ELIGIBLE, None, weight, incarnation, selected)
+        unfenced = _unfenced(candidate.report)
+        return Verdict(node.name, Standing.ELIGIBLE, None, weight, incarnation, selected, unfenced=unfenced)
     return Verdict(node.name, standing, cause, selected=selected, detail=detail)
 
 
@@ -189,6 +192,11 @@ def _incapability(spec: Spec, engines: Iterable[EngineReport]) -> str:
     return refusal(engine.name, engine.capabilities, demand(spec)) or ""
 
 
+def _unfenced(report: NodeStatus | None) -> str:
+    engine = active_engine(report.engines) if report else None
+    return shorten(engine.unfenced, MAX_DETAIL) if engine else ""
+
+
 def _is_selected(spec: Spec, node: NodeFact) -> bool:
     """Whether nodeSelector matches and the node is not kept out of load balancing by its label."""
     return EXCLUDE_LABEL not in node.labels and all(
@@ -215,10 +223,23 @@ def explain_incapable(verdicts: Iterable[Verdict]) -> str:
 
     "Nodes n3 and n4: the iptables engine cannot do 256 buckets: use 1 to 16."
     """
+    return _explain_alike((v.detail, v.node) for v in verdicts if v.cause is Cause.ENGINE_INCAPABLE)
+
+
+def explain_unfenced(verdicts: Iterable[Verdict]) -> str:
+    """From which nodes no other takes over by itself, and why; empty if there is none.
+
+    "Others do not take over within a second from nodes that can have no lease. Node n3: nftables is missing …"
+    """
+    why = _explain_alike((v.unfenced, v.node) for v in verdicts if v.unfenced)
+    return f"Others do not take over within a second from nodes that can have no lease. {why}" if why else ""
+
+
+def _explain_alike(said_of: Iterable[tuple[str, str]]) -> str:
+    """Sentences about nodes, each once with all the nodes that it is said of."""
     alike: dict[str, list[str]] = {}
-    for verdict in verdicts:
-        if verdict.cause is Cause.ENGINE_INCAPABLE:
-            alike.setdefault(verdict.detail, []).append(verdict.node)
+    for sentence, node in said_of:
+        alike.setdefault(sentence, []).append(node)
     said = [f"N{name_nodes(nodes)[1:]}: {detail}" for detail, nodes in alike.items()]
     rest = sum(len(nodes) for nodes in list(alike.values())[LISTED:])
     return " ".join(

@@ -237,7 +237,7 @@ def test_every_report_fits_into_32_kib(
 ) -> None:
     state = observed(
         kernel=kernel,
-        engines=(EngineReport(name, True, sentence, True, (ABLE,) * capabilities),) * engines,
+        engines=(EngineReport(name, True, sentence, True, (ABLE,) * capabilities, sentence),) * engines,
         interfaces=tuple(
             Interface(
                 name,
