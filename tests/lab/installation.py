@@ -32,6 +32,8 @@ OPERATOR = "lbless-operator"
 SYNC = "lbless-sync"
 DATAPLANE = "lbless-dataplane"
 STOP_SECONDS = 10
+WAITING = "waiting for its end to take over"
+"""What a dataplane says that is to follow a running one."""
 PROGRAMS = Path(sys.executable).parent
 """The console scripts stand beside the interpreter of the environment that runs the tests."""
 
@@ -48,7 +50,11 @@ class Installation:
         control_plane: ControlPlane,
         progress: Progress | None = None,
         nodes: Sequence[Host] | None = None,
+        *,
+        dataplane_arguments: Sequence[str] = (),
     ) -> None:
+        """Plan it; every dataplane is started with `dataplane_arguments`."""
+        self.dataplane_arguments = tuple(dataplane_arguments)
         self.lan = lan
         self.nodes = lan.nodes if nodes is None else nodes
         self.control_plane = control_plane
@@ -85,9 +91,16 @@ class Installation:
         key = (program, host.name)
         if key in self._running and self._running[key].poll() is None:
             raise LabError(f"{program} runs on {host.name} already")
+        self._running[key] = self._begin(program, host, arguments, server)
+
+    def _begin(
+        self, program: str, host: Host, arguments: Sequence[str], server: str = ""
+    ) -> subprocess.Popen[str]:
         command: list[str] = [str(PROGRAMS / program), *arguments]
         environment = {}
-        if program != DATAPLANE:
+        if program == DATAPLANE:
+            command += self.dataplane_arguments
+        else:
             bound = host.name if program == SYNC else None
             account = OPERATOR if program == OPERATOR else "lbless-node"
             kubeconfig = self.control_plane.kubeconfig_for_service_account(
@@ -99,7 +112,25 @@ class Installation:
             state = self.state_directory(host)
             state.mkdir(parents=True, exist_ok=True)
             command += ["--node", host.name, "--state-dir", str(state)]
-        self._running[key] = host.popen(command, environment=environment)
+        return host.popen(command, environment=environment)
+
+    def succeed(self, host: Host) -> int:
+        """Replace a node's dataplane as an upgrade does: the successor waits, then the present one is ended.
+
+        Returns the exit status of the one that ended; its successor may not serve yet.
+        """
+        said = self.log(DATAPLANE, host).count(WAITING)
+        successor = self._begin(DATAPLANE, host, ["--wait"])
+        try:
+            self._progress.until(
+                f"the successor on {host.name}",
+                lambda: self.log(DATAPLANE, host).count(WAITING) > said,
+                timeout_seconds=STOP_SECONDS,
+            )
+            status = self.stop(DATAPLANE, host)
+        finally:
+            self._running[DATAPLANE, host.name] = successor
+        return status
 
     def stop(self, program: str, host: Host | str, number: int = signal.SIGTERM) -> int:
         """End a program and return its exit status; what does not end in time is killed and is an error."""
