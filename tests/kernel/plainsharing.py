@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 
 from lab.host import Host
 from lab.lan import Lan
+from lab.prober import Sources
+from lab.servers import TCP_PORT
 from lbless_api.clusterip import HashParameters
 from lbless_api.hashing import HashFunction, HashMode
 
@@ -24,12 +26,17 @@ table ip plain {{
 """
 
 
+PAIRS = 500
+
+
 class PlainSharing:
-    """Each node of a LAN keeps the buckets it was last given of one address."""
+    """Each node of a LAN keeps the buckets it was last given of one address. Trials can be made on it."""
 
     def __init__(self, lan: Lan, address: str) -> None:
         self.lan = lan
         self.address = address
+        self.sources = Sources(PARAMETERS, TCP_PORT, lan.client.addresses, PAIRS)
+        self._kept: dict[str, list[int]] = {}
         mac = "03:bf:" + ":".join(f"{int(part):02x}" for part in address.split("."))
         for node in lan.nodes:
             node.run(["nft", "-f", "-"], stdin=RULES.format(address=address, buckets=BUCKETS))
@@ -45,12 +52,25 @@ class PlainSharing:
         return owners
 
     def assign(self, owners: Mapping[int, str]) -> None:
-        """Give each bucket to exactly that node."""
+        """Give each bucket to exactly that node: first every node loses what it is not to have."""
+        wanted = {n.name: [b for b, name in owners.items() if name == n.name] for n in self.lan.nodes}
         for node in self.lan.nodes:
-            self.keep(node, [b for b, name in owners.items() if name == node.name])
+            kept = self._kept.get(node.name, [])
+            self.keep(node, [b for b in kept if b in wanted[node.name]])
+        for node in self.lan.nodes:
+            self.keep(node, wanted[node.name])
+
+    def keepers(self) -> dict[int, list[str]]:
+        """Which nodes keep each bucket."""
+        return {b: [name for name, kept in self._kept.items() if b in kept] for b in range(BUCKETS)}
+
+    def await_healthy(self) -> None:
+        """It always is, as soon as the buckets are shared out."""
+        self.share()
 
     def keep(self, node: Host, buckets: Iterable[int]) -> None:
         """Let a node keep exactly these buckets."""
-        elements = ", ".join(map(str, buckets))
+        self._kept[node.name] = list(buckets)
+        elements = ", ".join(map(str, self._kept[node.name]))
         add = f"add element ip plain owned {{ {elements} }}" if elements else ""
         node.run(["nft", "-f", "-"], stdin=f"flush set ip plain owned\n{add}\n")

@@ -32,7 +32,7 @@ class Download:
 
 @dataclass
 class Downloads:
-    """Those of one block; `ended` has them all once it is over."""
+    """Those of one block: the node of each, in their order. `ended` has them all once the block is over."""
 
     nodes: Sequence[str]
     ended: list[Download] = field(default_factory=list)
@@ -69,10 +69,11 @@ def downloading(
         process.stdin.write(json.dumps(plan) + "\n")
         process.stdin.flush()
         # The program gives each up after some seconds, so a line comes for each.
-        begun = [process.stdout.readline().split() for _ in sources]
-        if any(len(words) != 3 or words[2] == "-" for words in begun):
-            raise LabError(f"not every download from {address} begins: {begun}")
-        running = Downloads([node for _, _, node in begun])
+        lines = [process.stdout.readline().split() for _ in sources]
+        begun = {(line[0], int(line[1])): line[2] for line in lines if len(line) == 3 and line[2] != "-"}
+        if begun.keys() != {*sources}:
+            raise LabError(f"not every download from {address} begins: {lines}")
+        running = Downloads([begun[source] for source in sources])
         yield running
         output, _ = process.communicate(timeout=END_SECONDS)
         running.ended += [Download(*json.loads(line)) for line in output.splitlines()]

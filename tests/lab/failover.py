@@ -11,15 +11,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, Protocol, TypeVar
 
 from lab import takeover
 from lab.downloads import Downloads, downloading
 from lab.errors import LabError
 from lab.faults import Act, Fault
 from lab.host import Host
-from lab.prober import Log, Probe, Prober
-from lab.servers import TCP_PORT
-from lab.site import STREAM_PORT, Site
+from lab.lan import Lan
+from lab.prober import Log, Probe, Prober, Sources
+from lab.servers import STREAM_PORT, TCP_PORT
 from lab.takeover import Takeover
 
 STRUCK_WEIGHT = 4
@@ -29,6 +30,22 @@ SETTLE_SECONDS = 8.0
 WARM, SETTLED, WATCHED = 2, 6, 20
 """Attempts in every bucket: before the fault, after the takeover, and after the fault has ended by itself."""
 DOWNLOADS = 2
+
+
+class Place(Protocol):
+    """Where a trial can be made: nodes of a LAN that share an address."""
+
+    @property
+    def lan(self) -> Lan: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def sources(self) -> Sources: ...
+    def await_healthy(self) -> None: ...
+    def keepers(self) -> dict[int, list[str]]: ...
+
+
+P = TypeVar("P", bound=Place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +65,7 @@ class Trial:
     go, and kernels were asked (`keepers`); `ended`: when the node was well again.
     """
 
-    fault: Fault
+    fault: Fault[Any]
     struck: tuple[str, ...]
     owners: Mapping[int, str]
     events: list[Event] = field(default_factory=list)
@@ -141,11 +158,16 @@ class Trial:
         return [p for p in self.probes if self.begun <= p.started < self.checked]
 
 
-def run(site: Site, fault: Fault, victims: Sequence[Host]) -> Trial:
-    """Strike, measure, repair, and wait until the site is healthy. Raises LabError where it does not get so."""
+def run(
+    site: P, fault: Fault[P], victims: Sequence[Host], *, settle_seconds: float = SETTLE_SECONDS
+) -> Trial:
+    """Strike, measure, repair, and wait until the site is healthy. Raises LabError where it does not get so.
+
+    What is not taken over after `settle_seconds` is taken for lost.
+    """
     site.await_healthy()
     struck = tuple(node.name for node in victims)
-    owners = site.owners()
+    owners = {number: names[0] for number, names in site.keepers().items()}
     own = [number for number, name in owners.items() if name in struck]
     trial = Trial(fault, struck, owners, begun=time.monotonic())
     prober = Prober(
@@ -158,13 +180,12 @@ def run(site: Site, fault: Fault, victims: Sequence[Host]) -> Trial:
     )
     with ExitStack() as stack:
         log = stack.enter_context(prober)
-        with downloading(
-            site.lan.client, site.address, STREAM_PORT, _sources(site, owners, struck)
-        ) as downloads:
+        sources = _sources(site, owners, struck)
+        with downloading(site.lan.client, site.address, STREAM_PORT, sources) as downloads:
             _asked(log, trial.begun, owners, WARM)
             _act(trial, site, victims, fault.acts if fault.from_last_act else fault.acts[:1])
             trial.reference = trial.events[-1].at if fault.from_last_act else trial.at
-            _settle(trial, log, own)
+            _settle(trial, log, own, settle_seconds)
             trial.settled = time.monotonic()
             _asked(log, trial.settled, owners, SETTLED)
             trial.keepers = site.keepers()
@@ -184,10 +205,10 @@ def run(site: Site, fault: Fault, victims: Sequence[Host]) -> Trial:
     return trial
 
 
-def _sources(site: Site, owners: Mapping[int, str], struck: Sequence[str]) -> list[tuple[str, int]]:
+def _sources(site: Place, owners: Mapping[int, str], struck: Sequence[str]) -> list[tuple[str, int]]:
     """Where downloads come from: some through each node that is not struck."""
     buckets: list[int] = []
-    for node in site.lbless.nodes:
+    for node in site.lan.nodes:
         if node.name not in struck:
             buckets += [number for number, name in owners.items() if name == node.name][:DOWNLOADS]
     return [(address, port) for _, address, port in site.sources.take(buckets)]
@@ -197,7 +218,7 @@ def _broken(downloads: Downloads, struck: Sequence[str]) -> list[str]:
     return downloads.broken([name for name in {*downloads.nodes} if name not in struck])
 
 
-def _act(trial: Trial, site: Site, victims: Sequence[Host], acts: Sequence[Act]) -> None:
+def _act(trial: Trial, site: P, victims: Sequence[Host], acts: Sequence[Act[P]]) -> None:
     """Do what the fault says, at its times; the first act of all sets the trial's time."""
     for act in acts:
         trial.at = trial.at or time.monotonic()
@@ -207,7 +228,7 @@ def _act(trial: Trial, site: Site, victims: Sequence[Host], acts: Sequence[Act])
             act.do(site, node)
 
 
-def _settle(trial: Trial, log: Log, own: Sequence[int]) -> None:
+def _settle(trial: Trial, log: Log, own: Sequence[int], seconds: float) -> None:
     """Wait until each bucket of the struck nodes is answered by another node, or again: or until it is too late."""
 
     def settled() -> bool:
@@ -217,7 +238,7 @@ def _settle(trial: Trial, log: Log, own: Sequence[int]) -> None:
         taken = {p.bucket for p in probes if p.answerer not in (None, trial.owners[p.bucket])}
         return taken >= set(own)
 
-    deadline = time.monotonic() + SETTLE_SECONDS
+    deadline = time.monotonic() + seconds
     while not settled() and time.monotonic() < deadline:
         time.sleep(0.05)
 

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from lab import servers
 from lab.host import Host
@@ -17,7 +18,8 @@ from lab.installation import DATAPLANE, SYNC
 from lab.lan import GATEWAY
 from lab.site import Site
 
-Deed = Callable[[Site, Host], None]
+P = TypeVar("P")
+"""What is struck: a `Site`, or something simpler that a test of the trials makes."""
 
 FLAP_SECONDS, FLAPS = 0.3, 5
 LOSS = """
@@ -28,24 +30,24 @@ table bridge lab_loss_{node} {{
 
 
 @dataclass(frozen=True)
-class Act:
+class Act(Generic[P]):
     """One thing that is done to a node, so long after the fault began."""
 
     after_seconds: float
     what: str
-    do: Deed
+    do: Callable[[P, Host], None]
 
 
 @dataclass(frozen=True)
-class Fault:
+class Fault(Generic[P]):
     """Acts in the order of their times; `repair` brings the node back. `victims` nodes are struck at once.
 
     `from_last_act`: a takeover is timed from the last act, since it may be undone as long as they go on.
     """
 
     name: str
-    acts: tuple[Act, ...]
-    repair: Deed
+    acts: tuple[Act[P], ...]
+    repair: Callable[[P, Host], None]
     victims: int = 1
     from_last_act: bool = False
 
@@ -142,7 +144,7 @@ def nothing(_site: Site, _node: Host) -> None:
     """For what has ended by itself."""
 
 
-def pause(seconds: float) -> Fault:
+def pause(seconds: float) -> Fault[Site]:
     """Dataplane stands still for some seconds."""
     return Fault(
         f"SIGSTOP of dataplane for {seconds:g} s, then SIGCONT",
@@ -151,7 +153,7 @@ def pause(seconds: float) -> Fault:
     )
 
 
-def unplugged(seconds: float) -> Fault:
+def unplugged(seconds: float) -> Fault[Site]:
     """A node's cable is out for some seconds."""
     return Fault(
         f"cable out, back after {seconds:g} s",

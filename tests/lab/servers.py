@@ -14,6 +14,7 @@ from lab.host import Host
 START_SECONDS = 10
 TCP_PORT = 8080
 UDP_PORT = 5353
+STREAM_PORT = 8082
 # Something of the node's own that is not meant to answer on a shared address.
 SSH_PORT = 22
 

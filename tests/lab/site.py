@@ -28,7 +28,6 @@ from lbless_nodeagent import files
 NAME = "failover"
 BUCKETS = 32
 PAIRS = 1000
-STREAM_PORT = 8082
 HEALTHY_SECONDS = 60
 
 
@@ -75,7 +74,7 @@ class Site:
     def start_servers(self, node: Host) -> None:
         """Start what answers on a node."""
         self.servers[node.name] = servers.start(
-            node, tcp=[servers.TCP_PORT], udp=[servers.UDP_PORT], stream=[STREAM_PORT]
+            node, tcp=[servers.TCP_PORT], udp=[servers.UDP_PORT], stream=[servers.STREAM_PORT]
         )
         servers.await_ready(node, self.servers[node.name])
 
@@ -159,7 +158,7 @@ def site(prefix: str, *, dataplane_arguments: tuple[str, ...] = (), nodes: int =
     """A site of its own with a control plane, healthy at the beginning of the block."""
     with (
         Lan(claim.unique(prefix), nodes=nodes) as lan,
-        servers.serving(lan.nodes, stream=[STREAM_PORT]) as serving,
+        servers.serving(lan.nodes, stream=[servers.STREAM_PORT]) as serving,
         ControlPlane(lan, progress=Silence()) as control_plane,
     ):
         for node in lan.nodes:
