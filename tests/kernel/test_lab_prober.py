@@ -9,7 +9,7 @@ from kernel.plainsharing import BUCKETS, PlainSharing
 from lab import claim, servers, takeover
 from lab.downloads import downloading
 from lab.lan import Lan
-from lab.prober import Log, Probe, Prober, await_probes
+from lab.prober import Log, Prober, await_probes
 from lab.servers import STREAM_PORT, TCP_PORT
 
 pytestmark = pytest.mark.root
@@ -31,11 +31,13 @@ def prober(sharing: PlainSharing) -> Prober:
 
 def turns(log: Log, since: float, count: int = TURNS) -> None:
     """Wait until every bucket was asked so often."""
-
-    def enough(probes: list[Probe]) -> bool:
-        return all(sum(p.bucket == b for p in probes) >= count for b in range(BUCKETS))
-
-    await_probes(log, f"{count} attempts in each bucket", enough, since=since, seconds=20)
+    await_probes(
+        log,
+        f"{count} attempts in each bucket",
+        lambda probes: takeover.asked(probes, range(BUCKETS), count),
+        since=since,
+        seconds=20,
+    )
 
 
 def test_every_attempt_is_answered_by_its_buckets_owner_and_by_no_one_else(sharing, prober):

@@ -15,11 +15,10 @@ from typing import Any, Protocol, TypeVar
 
 from lab import takeover
 from lab.downloads import Downloads, downloading
-from lab.errors import LabError
 from lab.faults import Act, Fault
 from lab.host import Host
 from lab.lan import Lan
-from lab.prober import Log, Probe, Prober, Sources
+from lab.prober import Log, Probe, Prober, Sources, await_probes
 from lab.servers import STREAM_PORT, TCP_PORT
 from lab.takeover import Takeover
 
@@ -250,13 +249,10 @@ def _answered_again(probes: Sequence[Probe]) -> bool:
 
 def _asked(log: Log, since: float, owners: Mapping[int, str], count: int) -> None:
     """Wait until every bucket was asked for so often since then: the prober is the clock."""
-    deadline = time.monotonic() + 30
-    while True:
-        asked = dict.fromkeys(owners, 0)
-        for probe in log.probes(since):
-            asked[probe.bucket] += 1
-        if min(asked.values()) >= count:
-            return
-        if time.monotonic() > deadline:
-            raise LabError(f"the prober does not ask: {asked}")
-        time.sleep(0.05)
+    await_probes(
+        log,
+        f"{count} attempts in each bucket",
+        lambda probes: takeover.asked(probes, owners, count),
+        since=since,
+        seconds=30,
+    )

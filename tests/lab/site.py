@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -154,16 +154,23 @@ class Site:
 
 
 @contextmanager
-def site(prefix: str, *, dataplane_arguments: tuple[str, ...] = (), nodes: int = 3) -> Iterator[Site]:
-    """A site of its own with a control plane, healthy at the beginning of the block."""
+def site(
+    prefix: str, *, dataplane_arguments: Sequence[str] = (), dataplane_wrapper: Sequence[str] = ()
+) -> Iterator[Site]:
+    """A site of three nodes with a control plane of its own, healthy at the beginning of the block."""
     with (
-        Lan(claim.unique(prefix), nodes=nodes) as lan,
+        Lan(claim.unique(prefix), nodes=3) as lan,
         servers.serving(lan.nodes, stream=[servers.STREAM_PORT]) as serving,
         ControlPlane(lan, progress=Silence()) as control_plane,
     ):
         for node in lan.nodes:
             lan.enable_conntrack(node)
-        with Installation(lan, control_plane, dataplane_arguments=dataplane_arguments) as lbless:
+        with Installation(
+            lan,
+            control_plane,
+            dataplane_arguments=dataplane_arguments,
+            dataplane_wrapper=dataplane_wrapper,
+        ) as lbless:
             lbless.create(NAME, {"ip": Lan.vip(1), "buckets": BUCKETS})
             made = lbless.wait_ready(NAME)
             sources = Sources(made.spec.hash, servers.TCP_PORT, lan.client.addresses, PAIRS)

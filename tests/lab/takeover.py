@@ -105,6 +105,14 @@ def disturbed(probes: Iterable[Probe], owners: Owners, struck: Collection[str]) 
     return found
 
 
+def asked(probes: Iterable[Probe], buckets: Iterable[int], count: int) -> bool:
+    """Whether every bucket was asked for so often."""
+    found = dict.fromkeys(buckets, 0)
+    for p in probes:
+        found[p.bucket] += 1
+    return min(found.values()) >= count
+
+
 def spacing_seconds(probes: Sequence[Probe], buckets: Iterable[int]) -> float:
     """The longest time between two attempts in one bucket: how fine the measure is."""
     longest = 0.0
