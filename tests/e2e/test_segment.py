@@ -32,7 +32,7 @@ SERVES = "Serving node"
 UNHEARD_SECONDS = 120
 UNHEARD = """
 table bridge lab_unheard {
- chain forward { type filter hook forward priority 0; policy accept; ether type 0x88b5 drop }
+ chain forward { type filter hook forward priority 0; policy accept; ether type 0x88b5 drop; }
 }
 """
 

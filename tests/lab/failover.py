@@ -7,14 +7,15 @@ trials `failovertable`'s.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 from lab import takeover
 from lab.downloads import Downloads, downloading
+from lab.errors import LabError
 from lab.faults import Act, Fault
 from lab.host import Host
 from lab.lan import Lan
@@ -108,7 +109,7 @@ class Trial:
     @property
     def orphans(self) -> list[int]:
         """Buckets that clients or kernels found without an owner after the takeover."""
-        asked = [p for p in self.probes if self.settled <= p.started < self.checked]
+        asked = [p for p in self._checked_probes if p.started >= self.settled]
         unanswered = takeover.orphans(asked, self.owners)
         return sorted({*unanswered, *(b for b, names in self.keepers.items() if not names)})
 
@@ -154,7 +155,7 @@ class Trial:
 
     @cached_property
     def _checked_probes(self) -> list[Probe]:
-        return [p for p in self.probes if self.begun <= p.started < self.checked]
+        return [p for p in takeover.as_of(self.probes, self.checked) if p.started >= self.begun]
 
 
 def run(
@@ -178,6 +179,7 @@ def run(
         weights=dict.fromkeys(own, STRUCK_WEIGHT),
     )
     with ExitStack() as stack:
+        stack.enter_context(_repaired_on_failure(site, fault, victims))
         log = stack.enter_context(prober)
         sources = _sources(site, owners, struck)
         with downloading(site.lan.client, site.address, STREAM_PORT, sources) as downloads:
@@ -202,6 +204,19 @@ def run(
     trial.probes = log.probes()
     trial.late_seconds = log.late_seconds
     return trial
+
+
+@contextmanager
+def _repaired_on_failure(site: P, fault: Fault[P], victims: Sequence[Host]) -> Iterator[None]:
+    """Whatever breaks a trial off must not be the next one's fault: do all that undoes it, and go on unwinding."""
+    try:
+        yield
+    except BaseException:
+        for node in victims:
+            for undo in (*(act.do for act in fault.acts[1:]), fault.repair):
+                with suppress(LabError):
+                    undo(site, node)
+        raise
 
 
 def _sources(site: Place, owners: Mapping[int, str], struck: Sequence[str]) -> list[tuple[str, int]]:

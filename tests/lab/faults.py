@@ -24,7 +24,7 @@ P = TypeVar("P")
 FLAP_SECONDS, FLAPS = 0.3, 5
 LOSS = """
 table bridge lab_loss_{node} {{
- chain forward {{ type filter hook forward priority 0; policy accept; {direction} "{node}" drop }}
+ chain forward {{ type filter hook forward priority 0; policy accept; {direction} "{node}" drop; }}
 }}
 """
 

@@ -29,6 +29,8 @@ PER_SECOND = 400
 PATIENCE_SECONDS = 0.15
 START_SECONDS = 15
 END_SECONDS = 15
+AGAIN_SECONDS = 0.9
+"""A SYN-ACK that comes later may be one that a node sent again (after 1 s), the first having been lost."""
 # So long until an address and port is used again; what a connection leaves at a node is gone by then.
 ROUND_SECONDS = 30
 # Below what the kernel gives to connections without a port of their own.
@@ -56,14 +58,18 @@ class Probe:
     @property
     def answerer(self) -> str | None:
         """The node that answered it, be it too late for the connection; None if nobody did."""
-        return self.node or (self.senders[0] if self.senders else None)
+        return self.node or (self.senders[0] if self._in_time else None)
 
     @property
     def answered(self) -> float:
         """When the answer came; infinity if none did."""
         if self.node is not None:
             return self.ended
-        return self.acknowledged if self.acknowledged is not None else float("inf")
+        return self.acknowledged if self.acknowledged is not None and self._in_time else float("inf")
+
+    @property
+    def _in_time(self) -> bool:
+        return self.acknowledged is not None and self.acknowledged - self.started < AGAIN_SECONDS
 
 
 class Sources:

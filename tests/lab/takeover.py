@@ -6,7 +6,7 @@ Pure: times are CLOCK_MONOTONIC seconds, owners are a bucket's node before the f
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from lab.prober import Probe
@@ -28,6 +28,18 @@ class Takeover:
     by: str | None
     seconds: float | None
     unserved_seconds: float
+
+
+def as_of(probes: Iterable[Probe], until: float) -> list[Probe]:
+    """What was known at a time: attempts that had ended, and of their answers those that had come.
+
+    A node whose frames were lost for some seconds keeps what it could not send, and sends it when they pass again.
+    """
+    return [
+        p if p.answered <= until else replace(p, node=None, senders=(), acknowledged=None)
+        for p in probes
+        if p.ended <= until
+    ]
 
 
 def takeovers(probes: Sequence[Probe], owners: Owners, struck: Collection[str], at: float) -> list[Takeover]:
