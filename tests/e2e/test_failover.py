@@ -23,6 +23,7 @@ WORST_SECONDS = 1.0
 """Promised: so long after a fault, each bucket of the node has answered as its new owner's."""
 WORST_SECONDS_AT = {100: WORST_SECONDS, 50: 0.55}
 """The same by the pace of heartbeats, in ms."""
+DEFAULT_TICK_MS = 100
 TRIALS, SOAK_TRIALS = 3, 20
 API, NO_API = "up", "stopped"
 
@@ -38,7 +39,7 @@ STEADY = (
 )
 LONG = (faults.pause(10), faults.unplugged(5))
 """They end by themselves, and what a node does that comes back late counts as much as the takeover."""
-SHORT = (faults.pause(3), faults.unplugged(2))
+SHORT = (faults.pause(2), faults.unplugged(2))
 FAULTS = [(fault,) * TRIALS for fault in STEADY]
 FAULTS += [(long, *(short,) * (TRIALS - 1)) for long, short in zip(LONG, SHORT, strict=True)]
 
@@ -101,13 +102,14 @@ def table() -> Table:
 @pytest.fixture(
     scope="module",
     # The faster pace without the API server alone: that is where nothing else helps.
-    params=[(100, API), (100, NO_API), (50, NO_API)],
+    params=[(DEFAULT_TICK_MS, API), (DEFAULT_TICK_MS, NO_API), (50, NO_API)],
     ids=lambda p: f"tick {p[0]} ms, API server {p[1]}",
 )
 def pace(request: pytest.FixtureRequest) -> Iterator[tuple[Site, int, str]]:
     """A site whose heartbeats have a pace: (site, ms, what became of the API server)."""
     tick_ms, api = request.param
-    with site("soak", dataplane_arguments=["--tick-ms", str(tick_ms)]) as made:
+    arguments = [] if tick_ms == DEFAULT_TICK_MS else ["--tick-ms", str(tick_ms)]
+    with site("soak", dataplane_arguments=arguments) as made:
         if api == NO_API:
             made.leave_to_hand()
         yield made, tick_ms, api

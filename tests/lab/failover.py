@@ -27,8 +27,10 @@ STRUCK_WEIGHT = 4
 """How much more often the buckets of a struck node are asked for: the finer is the measure."""
 SETTLE_SECONDS = 8.0
 """How long a trial waits for takeovers before it goes on and says what is missing."""
-WARM, SETTLED, WATCHED = 2, 6, 20
+WARM, SETTLED, WATCHED = 2, 4, 10
 """Attempts in every bucket: before the fault, after the takeover, and after the fault has ended by itself."""
+STEADY = 20
+"""Attempts in a bucket of a struck node that are to be answered one after the other: longer than a lease lasts."""
 DOWNLOADS = 2
 
 
@@ -258,8 +260,8 @@ def _settle(trial: Trial, log: Log, own: Sequence[int], seconds: float) -> None:
 
 
 def _answered_again(probes: Sequence[Probe]) -> bool:
-    """Whether the last attempts in a bucket were all answered, for longer than any lease has left."""
-    return len(probes) >= WATCHED and all(p.answerer is not None for p in probes[-WATCHED:])
+    """Whether the last attempts in a bucket were all answered."""
+    return len(probes) >= STEADY and all(p.answerer is not None for p in probes[-STEADY:])
 
 
 def _asked(log: Log, since: float, owners: Mapping[int, str], count: int) -> None:

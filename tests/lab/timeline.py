@@ -62,11 +62,7 @@ def record(trial: Trial) -> Record:
         raise ValueError("a picture needs a trial in which every bucket was taken over")
     first = min(trial.seconds)
     to = trial.at + last + AFTER_SECONDS
-    marks = [
-        Mark(_ms(event.at - trial.at), f"{event.what} ({event.node})" if event.node else event.what)
-        for event in trial.events
-        if event.at < to
-    ]
+    marks = [Mark(_ms(event.at - trial.at), event.what) for event in trial.events if event.at < to]
     marks.append(Mark(_ms(first), "first bucket answered by its new owner"))
     marks.append(Mark(_ms(last), "all buckets answered by their new owners"))
     attempts = [
@@ -75,7 +71,7 @@ def record(trial: Trial) -> Record:
         if trial.owners[p.bucket] in trial.struck and trial.at - BEFORE_SECONDS <= p.started < to
     ]
     return Record(
-        trial.fault.name,
+        f"{trial.fault.name} ({trial.struck[0]})",
         trial.struck[0],
         _ms(-BEFORE_SECONDS),
         _ms(to - trial.at),
