@@ -36,6 +36,7 @@ class PlainSharing:
         self.lan = lan
         self.address = address
         self.sources = Sources(PARAMETERS, TCP_PORT, lan.client.addresses, PAIRS)
+        self.operated = False
         self._kept: dict[str, list[int]] = {}
         mac = "03:bf:" + ":".join(f"{int(part):02x}" for part in address.split("."))
         for node in lan.nodes:

@@ -49,6 +49,11 @@ class Site:
         return self.lbless.lan
 
     @property
+    def operated(self) -> bool:
+        """Whether an operator plans."""
+        return not self.by_hand
+
+    @property
     def address(self) -> str:
         """The shared address."""
         return str(self.clusterip.spec.ip)
