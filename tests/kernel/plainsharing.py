@@ -26,16 +26,13 @@ table ip plain {{
 """
 
 
-PAIRS = 500
-
-
 class PlainSharing:
     """Each node of a LAN keeps the buckets it was last given of one address. Trials can be made on it."""
 
     def __init__(self, lan: Lan, address: str) -> None:
         self.lan = lan
         self.address = address
-        self.sources = Sources(PARAMETERS, TCP_PORT, lan.client.addresses, PAIRS)
+        self.sources = Sources(PARAMETERS, TCP_PORT, lan.client.addresses)
         self.operated = False
         self._kept: dict[str, list[int]] = {}
         mac = "03:bf:" + ":".join(f"{int(part):02x}" for part in address.split("."))

@@ -15,9 +15,9 @@ import json
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from types import TracebackType
 
 from lab.errors import LabError
@@ -73,37 +73,44 @@ class Probe:
 
 
 class Sources:
-    """Addresses and ports of a client by the bucket that their packets fall into, each used once a round."""
+    """Addresses and ports of a client by the bucket that their packets fall into, none twice for as long as can be.
 
-    def __init__(self, parameters: HashParameters, port: int, addresses: Sequence[str], each: int) -> None:
-        """Find `each` pairs for every bucket. Raises LabError where the addresses do not have so many."""
+    A node that was cut off may hold a connection whose client has long given it up: the same address and port would
+    find that, once the node is back.
+    """
+
+    def __init__(self, parameters: HashParameters, port: int, addresses: Sequence[str]) -> None:
+        """Take all of a client's addresses; `port` is the one that it asks."""
         self.buckets = parameters.buckets
-        found: list[list[tuple[str, int]]] = [[] for _ in range(parameters.buckets)]
-        missing = parameters.buckets * each
-        for source_port in PORTS:
-            if not missing:
-                break
-            for address in addresses:
-                number = bucket(
-                    parameters.function,
-                    parameters.mode,
-                    address,
-                    source_port,
-                    port,
-                    buckets=parameters.buckets,
-                    seed=parameters.seed,
-                    prefix_length=parameters.prefix_length,
-                )
-                if len(found[number]) < each:
-                    found[number].append((address, source_port))
-                    missing -= 1
-        if missing:
-            raise LabError(f"{len(addresses)} addresses do not reach every bucket {each} times")
-        self._pairs = [cycle(pairs) for pairs in found]
+        self._parameters = parameters
+        self._port = port
+        self._addresses = tuple(addresses)
+        self._given = 0
+        self._waiting: list[deque[tuple[str, int]]] = [deque() for _ in range(parameters.buckets)]
 
     def take(self, order: Iterable[int]) -> list[tuple[int, str, int]]:
-        """Return (bucket, address, port) for each bucket of `order`."""
-        return [(number, *next(self._pairs[number])) for number in order]
+        """Return (bucket, address, port) for each bucket of `order`. Raises LabError for one that is never reached."""
+        return [(number, *self._next(number)) for number in order]
+
+    def _next(self, wanted: int) -> tuple[str, int]:
+        for _ in range(len(PORTS) * len(self._addresses)):
+            if self._waiting[wanted]:
+                return self._waiting[wanted].popleft()
+            turn, index = divmod(self._given, len(self._addresses))
+            address, source_port = self._addresses[index], PORTS[turn % len(PORTS)]
+            self._given += 1
+            number = bucket(
+                self._parameters.function,
+                self._parameters.mode,
+                address,
+                source_port,
+                self._port,
+                buckets=self.buckets,
+                seed=self._parameters.seed,
+                prefix_length=self._parameters.prefix_length,
+            )
+            self._waiting[number].append((address, source_port))
+        raise LabError(f"no packet of {len(self._addresses)} addresses falls into bucket {wanted}")
 
 
 class Log:

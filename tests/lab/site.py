@@ -27,7 +27,6 @@ from lbless_nodeagent import files
 
 NAME = "failover"
 BUCKETS = 32
-PAIRS = 1000
 HEALTHY_SECONDS = 60
 
 
@@ -178,7 +177,7 @@ def site(
         ) as lbless:
             lbless.create(NAME, {"ip": Lan.vip(1), "buckets": BUCKETS})
             made = lbless.wait_ready(NAME)
-            sources = Sources(made.spec.hash, servers.TCP_PORT, lan.client.addresses, PAIRS)
+            sources = Sources(made.spec.hash, servers.TCP_PORT, lan.client.addresses)
             running = dict(zip((node.name for node in lan.nodes), serving, strict=True))
             one = Site(lbless, made, running, sources)
             try:
