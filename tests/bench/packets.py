@@ -40,6 +40,9 @@ def rows() -> Iterator[Row]:
         beside = f"{MANY} addresses, beside xt_cluster's {2 * MANY} rules"
         yield Row(f"{what}, {beside}", "ns", statistics.median(xt_many), many)
         yield Row(f"{what}, {MANY} addresses, of 1 address", "x", OF_ONE_ADDRESS, _ratios(many, one))
+    xt_one, tracked = found["xt_cluster 1 owned"], found["tracked 1 owned"]
+    what = "packets: owned, 1 address, conntrack being on, beside xt_cluster"
+    yield Row(what, "ns", statistics.median(xt_one), tracked)
     none = found["unfiltered 1 owned"]
     yield Row(
         "packets: conntrack and delivery alone, beside xt_cluster", "ns", statistics.median(xt_one), none

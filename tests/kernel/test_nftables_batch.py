@@ -12,7 +12,7 @@ from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import HashParameters
 from lbless_api.hashing import HashFunction, HashMode
 from lbless_nodeagent.dataplane.engine import EngineError, Vip, Wanted
-from lbless_nodeagent.dataplane.nftables import readback
+from lbless_nodeagent.dataplane.nftables import probe, readback
 from lbless_nodeagent.dataplane.nftables.batch import Batch
 from lbless_nodeagent.dataplane.nftables.engine import NftablesEngine
 from lbless_nodeagent.dataplane.nftables.library import Library
@@ -25,6 +25,7 @@ from lbless_nodeagent.dataplane.nftables.netlink import (
     each_attribute,
     messages,
 )
+from lbless_nodeagent.dataplane.nftables.rules import Layout
 from lbless_nodeagent.dataplane.nftables.transactions import (
     MAX_ELEMENTS,
     BucketChange,
@@ -75,7 +76,7 @@ def key(bucket: int) -> bytes:
 
 
 def steps(before: dict[IPv4Address, BucketSet], after: dict[IPv4Address, BucketSet]) -> list[Transaction]:
-    return transactions(target(wanted(before)), target(wanted(after)))
+    return transactions(target(wanted(before)), target(wanted(after)), Layout())
 
 
 def run(batch: Batch, changes: tuple[BucketChange, ...]) -> None:
@@ -152,7 +153,7 @@ def test_what_was_written_a_moment_ago_is_read_back_whole(batch: Batch, reader: 
         (transaction,) = steps(before, after)
         assert transaction.buckets is not None
         run(batch, transaction.buckets)
-        found = readback.read(reader).footprints
+        found = readback.read(reader, probe.layout(Library())).footprints
         owned = {ip: mark.owned[GROUP] for ip, mark in found.items() if mark.owned}
         assert owned == {ip: buckets for ip, buckets in after.items() if buckets}
 
@@ -199,13 +200,13 @@ def test_a_spoilt_dump_is_repeated(
     batch: Batch, reader: Reader, monkeypatch: pytest.MonkeyPatch, spoil: Spoil, times: int
 ) -> None:
     batch.run([("add", NAME, [key(1), key(2), key(3)])])
-    whole, owned = elements(reader), readback.read(reader).footprints
+    whole, owned = elements(reader), readback.read(reader, probe.layout(Library())).footprints
     spoiling = SpoilingSocket(reader._socket, spoil, times)
     monkeypatch.setattr(reader, "_socket", spoiling)
     assert elements(reader) == whole
     assert spoiling.times == 0
     spoiling.times = times
-    assert readback.read(reader).footprints == owned
+    assert readback.read(reader, probe.layout(Library())).footprints == owned
     assert spoiling.times == 0
 
 
@@ -215,6 +216,6 @@ def test_a_dump_that_is_always_spoilt_is_given_up_with_a_sentence(
 ) -> None:
     batch.run([("add", NAME, [key(1), key(2), key(3)])])
     monkeypatch.setattr(reader, "_socket", SpoilingSocket(reader._socket, spoil, 1000))
-    for read in (elements, readback.read):
+    for read in (elements, lambda one: readback.read(one, probe.layout(Library()))):
         with pytest.raises(EngineError, match="so fast that it cannot be read"):
             read(reader)

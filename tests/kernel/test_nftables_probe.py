@@ -14,7 +14,8 @@ from lbless_api.node import EngineReport
 from lbless_nodeagent.dataplane.nftables.engine import NftablesEngine
 from lbless_nodeagent.dataplane.nftables.library import LIBRARY, Library
 from lbless_nodeagent.dataplane.nftables.netlink import Reader
-from lbless_nodeagent.dataplane.nftables.probe import FEATURES, WHOLE, Feature, missing
+from lbless_nodeagent.dataplane.nftables.probe import FEATURES, WHOLE, Feature, layout, missing
+from lbless_nodeagent.dataplane.nftables.rules import REASSEMBLY, Layout
 
 pytestmark = pytest.mark.root
 
@@ -53,6 +54,14 @@ def test_here_everything_is_there_and_trying_it_leaves_nothing(engine: NftablesE
 @pytest.mark.parametrize("feature", [*FEATURES, WHOLE], ids=lambda feature: feature.name)
 def test_each_feature_that_is_tried_is_one_that_this_kernel_has(feature: Feature, namespace: None):
     assert missing(Library(), [feature]) is None
+
+
+def test_conntrack_is_left_alone_where_fragments_are_reassembled_without_it(
+    namespace: None, monkeypatch: pytest.MonkeyPatch
+):
+    assert layout(Library()) == Layout(conntrack=False)
+    monkeypatch.setitem(REASSEMBLY, False, "meta l4proto tcp unheard_of")
+    assert layout(Library()) == Layout(conntrack=True)
 
 
 @pytest.mark.parametrize("program", [PROBE, APPLY], ids=["probe", "apply"])

@@ -23,8 +23,9 @@ from lbless_api.clusterip import HashParameters, PortRange, Protocol
 from lbless_api.hashing import HashFunction, HashMode
 from lbless_api.mac import default_mac
 from lbless_nodeagent.dataplane.engine import NOTHING, EngineError, Vip, Wanted
-from lbless_nodeagent.dataplane.nftables import readback, transactions
+from lbless_nodeagent.dataplane.nftables import probe, readback, transactions
 from lbless_nodeagent.dataplane.nftables.engine import NftablesEngine
+from lbless_nodeagent.dataplane.nftables.library import Library
 from lbless_nodeagent.dataplane.nftables.names import Family
 from lbless_nodeagent.dataplane.nftables.netlink import Reader
 from lbless_nodeagent.dataplane.nftables.transactions import BucketChange
@@ -357,7 +358,7 @@ def test_lost_notifications_end_in_reading_back_what_is_there(
     )
     read = readback.read
     calls = []
-    monkeypatch.setattr(readback, "read", lambda reader: calls.append(1) or read(reader))
+    monkeypatch.setattr(readback, "read", lambda *given: calls.append(1) or read(*given))
     assert not engine.verify()
     assert calls
     engine.apply(THREE)
@@ -369,7 +370,7 @@ def test_a_big_load_of_its_own_leaves_no_doubt(engine: NftablesEngine, monkeypat
     engine.apply(THREE)
     read = readback.read
     calls = []
-    monkeypatch.setattr(readback, "read", lambda reader: calls.append(1) or read(reader))
+    monkeypatch.setattr(readback, "read", lambda *given: calls.append(1) or read(*given))
     engine.apply(wanted(*(make_vip(n, "0-199") for n in range(200))))
     assert engine.verify()
     assert calls == []
@@ -416,7 +417,7 @@ def interrupted_states(
     def look(text: str) -> None:
         commit(text)
         seal_all(reader)
-        found.append(readback.read(reader))
+        found.append(readback.read(reader, probe.layout(Library())))
 
     engine._max_elements = 10
     engine._commit = look  # type: ignore[method-assign]
@@ -543,7 +544,7 @@ from lbless_nodeagent.dataplane.nftables import rules
 from lbless_nodeagent.dataplane.nftables.library import Library
 from lbless_nodeagent.dataplane.nftables.names import Family
 library = Library()
-library.run(rules.table(Family.IP))
+library.run(rules.table(Family.IP, rules.Layout()))
 for function in HashFunction:
     for mode in HashMode:
         for prefix_length in range(1, 33):

@@ -13,6 +13,7 @@ from lbless_api.clusterip import SourceMAC
 from lbless_nodeagent.dataplane.engine import Wanted
 from lbless_nodeagent.dataplane.nftables.footprint import elements, footprint, vip
 from lbless_nodeagent.dataplane.nftables.names import Family, group_of_set, owned_set
+from lbless_nodeagent.dataplane.nftables.rules import Layout
 from lbless_nodeagent.dataplane.nftables.transactions import NOTHING_HELD, Held, target, transactions
 from unit.nftables_strategies import wanteds
 
@@ -74,7 +75,7 @@ def test_every_state_is_reached_from_every_other_and_each_piece_is_harmless(
 ):
     held, goal = target(before), target(after)
     model = model_of(held)
-    for transaction in transactions(held, goal, limit):
+    for transaction in transactions(held, goal, Layout(), limit):
         count = run(model, transaction.text)
         assert count == transaction.elements <= limit
         for ip in before.vips.keys() | after.vips.keys():
@@ -99,21 +100,21 @@ def test_every_state_is_reached_from_every_other_and_each_piece_is_harmless(
 
 @given(wanteds())
 def test_what_is_held_already_takes_no_transaction(wanted: Wanted):
-    assert transactions(target(wanted), target(wanted)) == []
+    assert transactions(target(wanted), target(wanted), Layout()) == []
 
 
 @given(wanteds())
 def test_another_source_mac_is_elements_alone(wanted: Wanted):
     other = {SourceMAC.NODE: SourceMAC.CLUSTER, SourceMAC.CLUSTER: SourceMAC.NODE}
     changed = {ip: replace(vip, source_mac=other[vip.source_mac]) for ip, vip in wanted.vips.items()}
-    steps = transactions(target(wanted), target(replace(wanted, vips=changed)))
+    steps = transactions(target(wanted), target(replace(wanted, vips=changed)), Layout())
     assert sum(step.elements for step in steps) == len(changed)
     assert all(not step.restructured for step in steps)
 
 
 @given(wanteds())
 def test_from_nothing_the_structure_comes_before_what_is_in_it(wanted: Wanted):
-    first, *rest = transactions(NOTHING_HELD, target(wanted), 5)
+    first, *rest = transactions(NOTHING_HELD, target(wanted), Layout(), 5)
     assert first.restructured == frozenset(Family)
     assert all("table" not in transaction.text for transaction in rest)
 

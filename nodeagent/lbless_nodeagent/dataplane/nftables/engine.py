@@ -57,6 +57,7 @@ class _Connection:
             self.batch = Batch()
             opened.callback(self.batch.close)
             self.library = Library()
+            self.layout = probe.layout(self.library)
             self._opened = opened.pop_all()
 
     def close(self) -> None:
@@ -216,7 +217,7 @@ class NftablesEngine:
         touched, lost = connection.monitor.drain()
         self._doubt |= touched or lost
         if self._held is None or self._doubt:
-            found = readback.read(connection.reader)
+            found = readback.read(connection.reader, connection.layout)
             self._doubt = False
             if found != self._held:  # if equal, the old one: to be the very same makes later comparison quick
                 self._held = self._goal if found == self._goal else found
@@ -227,7 +228,8 @@ class NftablesEngine:
         held = self._refresh()
         goal = transactions.target(wanted, self._wanted, self._goal)
         restructured: set[Family] = set()
-        for transaction in transactions.transactions(held, goal, self._max_elements):
+        layout = self._connect().layout
+        for transaction in transactions.transactions(held, goal, layout, self._max_elements):
             self._held = None  # until the last one is done, nobody knows
             buckets = transaction.buckets
             if buckets is None:

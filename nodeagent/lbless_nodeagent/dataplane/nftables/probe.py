@@ -105,7 +105,7 @@ def _elsewhere(text: str) -> str:
 
 # Last, the real thing, for what is not among the features.
 _WHOLE = (
-    *map(rules.table, Family),
+    *(rules.table(family, rules.Layout()) for family in Family),
     *(
         rules.add_group(HashParameters(function, mode, 1, 7, prefix_length))
         for function in HashFunction
@@ -115,6 +115,13 @@ _WHOLE = (
     rules.add_egress("lo"),
 )
 WHOLE = Feature("lbless's rules", "CONFIG_NF_TABLES and CONFIG_NFT_HASH", "".join(map(_elsewhere, _WHOLE)))
+
+
+def layout(library: Library) -> rules.Layout:
+    """The layout that costs a packet least, of those that this kernel can do."""
+    reassembly = rules.REASSEMBLY[False]
+    without = f"table {Family.IP} {_TABLE} {{\n chain c {{\n  {reassembly}\n }}\n}}\n"
+    return rules.Layout(conntrack=library.refused(without) is not None)
 
 
 def missing(library: Library, features: Iterable[Feature] = (*FEATURES, WHOLE)) -> str | None:

@@ -49,7 +49,7 @@ from lbless_nodeagent.dataplane.nftables.netlink import (
     name_of,
     unsteady,
 )
-from lbless_nodeagent.dataplane.nftables.rules import FORMAT
+from lbless_nodeagent.dataplane.nftables.rules import Layout
 from lbless_nodeagent.dataplane.nftables.transactions import Held
 
 _AF = {Family.IP: AF_IPV4, Family.ARP: AF_ARP, Family.NETDEV: AF_NETDEV}
@@ -103,13 +103,13 @@ def read_structure(reader: Reader, family: Family) -> Structure | None:
     )
 
 
-def read(reader: Reader) -> Held:
-    """Return what the tables hold that could be kept."""
+def read(reader: Reader, layout: Layout) -> Held:
+    """Return what the tables hold that could be kept, where they are to be of that layout."""
     found = _Found()
     tables, groups, egress = set(), set(), set()
     for family in Family:
         structure = read_structure(reader, family)
-        if structure is None or structure.comment != FORMAT or not _sealed(reader, family, structure):
+        if structure is None or structure.comment != layout.comment or not _sealed(reader, family, structure):
             continue
         part = _Found()
         try:

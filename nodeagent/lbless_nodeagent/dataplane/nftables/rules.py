@@ -5,6 +5,7 @@ Only structure is written here; what differs between addresses are set elements,
 other ways of writing the same abort the process in an assertion.
 """
 
+from dataclasses import dataclass
 from itertools import chain
 
 from lbless_api.clusterip import HashParameters
@@ -26,9 +27,28 @@ from lbless_nodeagent.dataplane.nftables.names import (
     owned_set,
 )
 
-FORMAT = "lbless nftables 2"
-"""The comment of each table. Raise the number with any change of a text below: then a new version
-replaces what it finds instead of adopting it."""
+_FORMAT = "lbless nftables 3"
+"""Raise the number with any change of a text below: then a new version replaces what it finds instead of
+adopting it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the tables are built on this node. `conntrack`: connection tracking has fragments reassembled."""
+
+    conntrack: bool = True
+
+    @property
+    def comment(self) -> str:
+        """The comment of each table: one of another layout is replaced, like that of another version."""
+        return f"{_FORMAT}{' conntrack' if self.conntrack else ''}"
+
+
+REASSEMBLY = {True: "ct state invalid drop", False: "meta l4proto tcp tproxy to :1"}
+"""What makes the kernel reassemble fragments, by `Layout.conntrack`, though no packet comes there: an
+expression anywhere in the table whose module asks for it. Without one every second fragment would be hashed
+by garbage. `ct` also has each packet of the node tracked, which costs as much as all else that is done with
+it; `tproxy` (CONFIG_NFT_TPROXY) has not."""
 
 _ICMP_ERRORS = "{ destination-unreachable, time-exceeded, parameter-problem }"
 _ERROR_CLIENT = "@th,192,32"
@@ -39,8 +59,7 @@ _TO_PORTS = ("tcp", "udp", "udplite", "sctp", "dccp", "esp")
 # Each table has a set `seal` with one element, 128 bits written as an IPv6 address: the digest of the
 # structure as the kernel gave it back (see `readback`). A table whose seal is not right was left half
 # built or was changed by somebody else.
-_HEAD = f"""comment "{FORMAT}";
- set {SEAL} {{ type ipv6_addr; }}"""
+_HEAD = f""" set {SEAL} {{ type ipv6_addr; }}"""
 
 _IP = f"""{_HEAD}
  set {SHARED} {{ type ipv4_addr; }}
@@ -63,16 +82,11 @@ _IP = f"""{_HEAD}
  }}
  chain prerouting {{ type filter hook prerouting priority -350; policy accept;
   ip daddr @{SHARED} goto to_shared
- }}
- chain defragment {{
-  ct state invalid drop
  }}"""
 # keep: a packet in a multicast frame has to become one for this host, or TCP and forwarding discard it.
 # prerouting: after defragmentation (-400), so that a datagram is hashed whole, and before conntrack
 # (-200), so that what is dropped here leaves no entry there. What is moving between nodes is to pass a
 # second stage at -190.
-# defragment: no packet comes here. A `ct` expression anywhere in the table is what makes the kernel
-# reassemble fragments at all; without it every second fragment would be hashed by garbage.
 
 _ARP = f"""{_HEAD}
  set {SHARED} {{ type ipv4_addr; }}
@@ -90,10 +104,14 @@ _NETDEV = f"""{_HEAD}
 _TABLES = {Family.IP: _IP, Family.ARP: _ARP, Family.NETDEV: _NETDEV}
 
 
-def table(family: Family) -> str:
+def table(family: Family, layout: Layout) -> str:
     """Replace whatever table of ours there is by an empty one; `add` first, as `delete` needs one."""
     name = f"{family} {TABLE}"
-    return f"add table {name}\ndelete table {name}\ntable {name} {{ {_TABLES[family]}\n}}\n"
+    reassembly = (
+        f" chain reassemble {{\n  {REASSEMBLY[layout.conntrack]}\n }}\n" if family is Family.IP else ""
+    )
+    body = f'comment "{layout.comment}";\n{_TABLES[family]}\n{reassembly}'
+    return f"add table {name}\ndelete table {name}\ntable {name} {{ {body}}}\n"
 
 
 def add_egress(interface: str) -> str:

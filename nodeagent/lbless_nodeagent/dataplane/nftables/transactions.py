@@ -119,12 +119,14 @@ def target(wanted: Wanted, before: Wanted = NOTHING, goal_before: Held | None = 
     )
 
 
-def transactions(held: Held, goal: Held, limit: int = MAX_ELEMENTS) -> list[Transaction]:
+def transactions(
+    held: Held, goal: Held, layout: rules.Layout, limit: int = MAX_ELEMENTS
+) -> list[Transaction]:
     """What brings the kernel from `held` to `goal`, in order; empty if that is the same.
 
-    `held` has nothing of a family that is not among its tables.
+    Both are of `layout`. `held` has nothing of a family that is not among its tables.
     """
-    structure, changed = _missing_structure(held, goal)
+    structure, changed = _missing_structure(held, goal, layout)
     element_changes = list(_element_changes(held, goal))
     piece = _Piece(limit, whole=sum(len(elements) for _, _, elements in element_changes) <= limit)
     piece.structure(structure, changed)
@@ -145,11 +147,12 @@ def seal(family: Family, digest: bytes) -> str:
     return f"flush set {name}\nadd element {name} {{ {words} }}\n"
 
 
-def _missing_structure(held: Held, goal: Held) -> tuple[str, frozenset[Family]]:
+def _missing_structure(held: Held, goal: Held, layout: rules.Layout) -> tuple[str, frozenset[Family]]:
     tables = sorted(goal.tables - held.tables)
     groups = sorted(goal.groups - held.groups)
     egress = sorted(goal.egress - held.egress)
-    text = "".join((*map(rules.table, tables), *map(rules.add_group, groups), *map(rules.add_egress, egress)))
+    made = (rules.table(family, layout) for family in tables)
+    text = "".join((*made, *map(rules.add_group, groups), *map(rules.add_egress, egress)))
     return text, _families(tables, groups, egress)
 
 
