@@ -89,6 +89,7 @@ class Table:
     def add(self, tick_ms: int, api: str, trials: list[Trial]) -> None:
         rows = self._rows.setdefault(tick_ms, [])
         rows.append(failovertable.row(api, trials))
+        cache_directory().mkdir(parents=True, exist_ok=True)
         path = cache_directory() / f"failover-tick-{tick_ms}.md"
         path.write_text(failovertable.markdown(rows))
         print(f"the table is in {path}")
