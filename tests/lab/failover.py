@@ -19,7 +19,7 @@ from lab.errors import LabError
 from lab.faults import Act, Fault
 from lab.host import Host
 from lab.lan import Lan
-from lab.prober import Log, Probe, Prober, Sources, await_probes
+from lab.prober import PER_SECOND, Log, Probe, Prober, Sources, await_probes
 from lab.servers import STREAM_PORT, TCP_PORT
 from lab.takeover import Takeover
 
@@ -80,7 +80,7 @@ class Trial:
     checked: float = 0.0
     ended: float = 0.0
     keepers: Mapping[int, list[str]] = field(default_factory=dict)
-    probes: Sequence[Probe] = ()
+    probes: Sequence[Probe] = field(default=(), repr=False)
     late_seconds: float = 0.0
     broken_downloads: list[str] = field(default_factory=list)
     operated: bool = False
@@ -188,6 +188,8 @@ def run(
         site.sources,
         site.lan.owner_of,
         weights=dict.fromkeys(own, STRUCK_WEIGHT),
+        # As fine a measure where twice as many buckets are asked for more often.
+        per_second=PER_SECOND * (1 + len(victims)) // 2,
     )
     with ExitStack() as stack:
         stack.enter_context(_repaired_on_failure(site, fault, victims))
