@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lbless_api.interfaces import Interface
@@ -94,11 +94,20 @@ class Ports:
         fenced: bool,
         lease_left: Callable[[str], float | None],
     ) -> None:
-        """`lease_left` is the engine's; `fenced`: whether it has leases."""
+        """Find where a former process can be succeeded: before the engine writes anything, which may end a lease.
+        Elsewhere its incarnations have ended with it. `lease_left` is the engine's; `fenced`: whether it has leases.
+        """
         self._tick, self._identity, self._memories = tick, identity, memories
         self._boot_id, self._fenced, self._lease_left = boot_id, fenced, lease_left
         self._ports: dict[str, Port] = {}
-        self._begun = self._stopping = self._gone = False
+        self._stopping = self._gone = False
+        ends = {name: self._lease_end(name) for name in memories.former}
+        self._resumed = {name: end for name, end in ends.items() if end is not None}
+        for name, last in identity.identity.interfaces.items():
+            if last.boot_id == boot_id and name not in self._resumed:
+                self._number_anew(name)
+        self._spoken: set[str] = set()
+        """The interfaces whose present incarnation has spoken: another membership needs another one."""
         self.learnt: list[Learnt] = []
         """Documents that peers have sent; whoever looks at them takes them out."""
 
@@ -171,9 +180,10 @@ class Ports:
         found = [port.refused for port in self._ports.values() if port.refused]
         return [*found, *([self._memories.problem] if self._memories.problem else [])]
 
-    def attach(self, interfaces: Sequence[Interface], indexes: Mapping[str, int]) -> None:
-        """Have a membership on each interface. At the first time, go on where a former process stopped: to be
-        called before the engine writes anything, as what it writes may end a lease."""
+    def attach(
+        self, interfaces: Sequence[Interface], indexes: Mapping[str, int], used: Container[str]
+    ) -> None:
+        """Have a membership on each of the interfaces that is `used`, until it is gone."""
         present = {interface.name for interface in interfaces}
         for name in [name for name in self._ports if name not in present]:
             del self._ports[name]
@@ -182,28 +192,39 @@ class Ports:
         for interface in interfaces:
             name, index = interface.name, indexes[interface.name]
             port = self._ports.get(name)
+            if port is None and name not in used:
+                continue
             if port is None or port.index != index or (port.refused and time.monotonic() >= port.retry_at):
                 port = self._ports[name] = Port(index)
                 self.send(self._attachment(name, index))
             if port.carrier != interface.carrier:
                 port.carrier = interface.carrier
                 self.send(Carrier(name, interface.carrier))
-        self._begun = True
+
+    def _lease_end(self, name: str) -> float | None:
+        """When the lease ends under which the former process' membership can go on; None if it cannot."""
+        if not self._fenced:
+            return None
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)  # before it is read: it must not seem to reach further
+        left = self._lease_left(name)
+        return None if left is None else now + left
 
     def _attachment(self, name: str, index: int) -> Attach:
-        memory = None if self._begun else self._memories.former.get(name)
-        if memory and self._fenced:
-            now = time.clock_gettime(
-                time.CLOCK_BOOTTIME
-            )  # before it is read: it must not seem to reach further
-            left = self._lease_left(name)
-            if left is not None:
-                _LOG.info("%s: goes on as incarnation %d.", name, memory.incarnation)
-                self._number(name, memory.incarnation)
-                return Attach(name, index, memory.incarnation, self._fenced, memory, now + left)
+        end = self._resumed.pop(name, None)
+        if end is not None:
+            memory = self._memories.former[name]
+            _LOG.info("%s: goes on as incarnation %d.", name, memory.incarnation)
+            self._number(name, memory.incarnation)
+            self._spoken.add(name)
+            return Attach(name, index, memory.incarnation, self._fenced, memory, end)
+        if name in self._spoken or name not in self._identity.identity.interfaces:
+            self._number_anew(name)
+        self._spoken.add(name)
+        return Attach(name, index, self._identity.identity.interfaces[name].number, self._fenced)
+
+    def _number_anew(self, name: str) -> None:
         unix_ms = time.time_ns() // 1_000_000
         self._identity.write(with_new(self._identity.identity, name, self._boot_id, unix_ms))
-        return Attach(name, index, self._identity.identity.interfaces[name].number, self._fenced)
 
     def _number(self, name: str, number: int) -> None:
         self._identity.write(with_number(self._identity.identity, name, self._boot_id, number))

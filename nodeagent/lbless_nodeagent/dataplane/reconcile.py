@@ -218,8 +218,7 @@ class Reconciler:
         if shares is None:
             return counted
         indexes = {link.name: link.index for link in self._addresses.network.links.values()}
-        shares.ports.attach(found, indexes)
-        return shares.follow(counted, documents, former, found, self.programming.installed)
+        return shares.follow(counted, documents, former, found, indexes, self.programming.installed)
 
     def _document(self, uid: str, desired: Desired) -> Document | None:
         """That by which a ClusterIP is served."""

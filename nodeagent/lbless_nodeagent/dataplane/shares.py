@@ -81,10 +81,17 @@ class Shares:
         documents: Mapping[str, Document],
         former: Mapping[str, ClusterIP],
         interfaces: Sequence[Interface],
+        indexes: Mapping[str, int],
         installed: Vips,
     ) -> Mapping[str, ClusterIP]:
-        """Return each of `counted` as it is to be followed now. `former` are the last good states."""
+        """Return each of `counted` as it is to be followed now. `former` are the last good states, `indexes`
+        those of the interfaces by name."""
         self._place(counted, documents, former, interfaces)
+        self.ports.attach(
+            interfaces, indexes, {interface for _, interface in self._placed.values() if interface}
+        )
+        for uid in counted:
+            self._tell(uid)
         result = {uid: self._follow(uid, clusterip, installed) for uid, clusterip in counted.items()}
         last = self._result
         if len(result) != len(last) or any(last.get(uid) is not one for uid, one in result.items()):
@@ -162,7 +169,7 @@ class Shares:
         former: Mapping[str, ClusterIP],
         interfaces: Sequence[Interface],
     ) -> None:
-        """Note what there is, and tell the tick process what of it is new."""
+        """Note what there is, and on which interface."""
         for uid in [uid for uid in self._placed if uid not in counted]:
             self._forget(uid, self._placed.pop(uid)[1])
             self._followed.pop(uid, None)
@@ -180,7 +187,6 @@ class Shares:
                 if placed is None and uid in former and former[uid].epoch < clusterip.epoch:
                     self._hold(uid, former[uid], {})
                 self._hold(uid, clusterip, documents)
-            self._tell(uid)
 
     def _hold(self, uid: str, clusterip: ClusterIP, documents: Mapping[str, Document]) -> None:
         document = documents.get(uid)
