@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
-from lbless_api.clusterip import MAX_INCARNATION, HashParameters, SourceMAC, Spec
-from lbless_api.fields import boolean, integer, items, mapping, text
+from lbless_api.clusterip import HashParameters, SourceMAC, Spec
+from lbless_api.fields import MAX_INTEGER, boolean, integer, items, mapping, text
 from lbless_api.hashing import HashFunction, HashMode
 
 E = TypeVar("E", bound=StrEnum)
@@ -152,7 +152,7 @@ def _parse(value: object, where: str) -> Capability:
     return Capability(
         functions=_known(HashFunction, entry.get("functions") or [], f"{where}.functions"),
         modes=_known(HashMode, entry.get("modes") or [], f"{where}.modes"),
-        max_buckets=integer(entry.get("maxBuckets"), f"{where}.maxBuckets", 1, MAX_INCARNATION),
+        max_buckets=integer(entry.get("maxBuckets"), f"{where}.maxBuckets", 1, MAX_INTEGER),
         min_prefix_length=integer(entry.get("minPrefixLength", 32), f"{where}.minPrefixLength", 1, 32),
         ports=boolean(entry.get("ports", False), f"{where}.ports"),
         source_macs=_known(SourceMAC, entry.get("sourceMACs") or [SourceMAC.NODE], f"{where}.sourceMACs"),

@@ -14,14 +14,14 @@ from ipaddress import IPv4Address
 from typing import TypeVar
 
 from lbless_api.buckets import BucketSet
-from lbless_api.fields import Invalid, integer, ipv4, items, mapping, text
+from lbless_api.fields import MAX_INTEGER, Invalid, integer, ipv4, items, mapping, text
 from lbless_api.hashing import MAX_BUCKETS, HashFunction, HashMode
+from lbless_api.heartbeat import MAX_NUMBER
 from lbless_api.mac import default_mac, parse_mac, unicast_mac
 from lbless_api.selectors import LabelSelector, parse_labels
 
 DEFAULT_BUCKETS = 256
 DEFAULT_DRAIN_TIMEOUT_SECONDS = 300
-MAX_INCARNATION = 2**63 - 1
 _UID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,62}", re.ASCII)
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", re.ASCII)
 _GLOB = re.compile(r"[0-9A-Za-z_.:@*?\[\]!-]{1,32}", re.ASCII)
@@ -169,7 +169,7 @@ def parse_identity(obj: object) -> Identity:
         name=_object_name(metadata.get("name"), "metadata.name"),
         uid=uid,
         created=text(metadata.get("creationTimestamp"), "metadata.creationTimestamp", limit=64),
-        generation=integer(metadata.get("generation", 0), "metadata.generation", 0, MAX_INCARNATION),
+        generation=integer(metadata.get("generation", 0), "metadata.generation", 0, MAX_INTEGER),
     )
 
 
@@ -195,7 +195,7 @@ def parse_clusterip(obj: object) -> ClusterIP:
     return ClusterIP(
         identity=parse_identity(whole),
         spec=spec,
-        epoch=integer(status.get("epoch", 0), "status.epoch", 0, MAX_INCARNATION),
+        epoch=integer(status.get("epoch", 0), "status.epoch", 0, MAX_NUMBER),
         assignments=assignments,
         moves=tuple(
             _parse_move(entry, f"status.moves[{i}]", spec.hash.buckets)
@@ -308,7 +308,7 @@ def _parse_assignment(value: object, where: str, buckets: int) -> Assignment:
     entry = mapping(value, where)
     return Assignment(
         node=_object_name(entry.get("node"), f"{where}.node"),
-        incarnation=integer(entry.get("incarnation", 0), f"{where}.incarnation", 0, MAX_INCARNATION),
+        incarnation=integer(entry.get("incarnation", 0), f"{where}.incarnation", 0, MAX_NUMBER),
         buckets=_bucket_set(entry.get("buckets", ""), f"{where}.buckets", buckets),
     )
 

@@ -6,6 +6,9 @@ Owns the checks of type and range at the edge. What a field means is its reader'
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address
 
+MAX_INTEGER = 2**63 - 1
+"""The largest integer of the API, an int64."""
+
 
 class Invalid(ValueError):
     """Outside data that breaks the contract; the message is one sentence fit for a condition.

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface
 
 from lbless_api.capabilities import Capability, parse_capabilities, render_capabilities
-from lbless_api.clusterip import MAX_INCARNATION
 from lbless_api.digest import parse_marks, render_marks
 from lbless_api.fields import Invalid, boolean, integer, ipv4, items, mapping, text
+from lbless_api.heartbeat import MAX_NUMBER
 from lbless_api.interfaces import Interface
 
 JSON = dict[str, object]
@@ -142,9 +142,7 @@ def parse_interfaces(value: object, where: str) -> tuple[Interface, ...]:
                 ),
                 gateways=tuple(ipv4(g, f"{where}.gateways") for g in _list(interface, "gateways", where)),
                 carrier=boolean(interface.get("carrier", True), f"{where}.carrier"),
-                incarnation=integer(
-                    interface.get("incarnation", 0), f"{where}.incarnation", 0, MAX_INCARNATION
-                ),
+                incarnation=integer(interface.get("incarnation", 0), f"{where}.incarnation", 0, MAX_NUMBER),
             )
         )
     return tuple(interfaces)
@@ -174,7 +172,7 @@ def parse_outstanding(value: object, where: str) -> tuple[Outstanding, ...]:
             Outstanding(
                 uid=text(one.get("uid"), f"{where}.uid"),
                 clusterip=text(one.get("clusterIP", ""), f"{where}.clusterIP"),
-                epoch=integer(one.get("epoch", 0), f"{where}.epoch", 0, MAX_INCARNATION),
+                epoch=integer(one.get("epoch", 0), f"{where}.epoch", 0, MAX_NUMBER),
                 reason=text(one.get("reason", ""), f"{where}.reason"),
                 message=text(one.get("message", ""), f"{where}.message"),
             )

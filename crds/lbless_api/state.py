@@ -20,8 +20,8 @@ from enum import StrEnum
 from ipaddress import IPv4Network
 
 from lbless_api import API_VERSION
-from lbless_api.clusterip import MAX_INCARNATION
-from lbless_api.fields import Invalid, integer, items, mapping, text
+from lbless_api.fields import MAX_INTEGER, Invalid, integer, items, mapping, text
+from lbless_api.heartbeat import MAX_NUMBER
 from lbless_api.interfaces import Interface
 from lbless_api.node import (
     JSON,
@@ -136,11 +136,11 @@ def parse_observed(value: object) -> Observed:
         kernel=text(observed.get("kernel", ""), "kernel"),
         engines=parse_engines(observed.get("engines") or [], "engines"),
         interfaces=parse_interfaces(observed.get("interfaces") or [], "interfaces"),
-        applied=_integers(observed.get("applied") or {}, "applied"),
+        applied=_integers(observed.get("applied") or {}, "applied", MAX_NUMBER),
         failures=parse_outstanding(observed.get("failures") or [], "failures"),
         problems=tuple(text(p, "problems") for p in items(observed.get("problems") or [], "problems")),
-        counters=_integers(observed.get("counters") or {}, "counters"),
-        repairs=_integers(observed.get("repairs") or {}, "repairs"),
+        counters=_integers(observed.get("counters") or {}, "counters", MAX_INTEGER),
+        repairs=_integers(observed.get("repairs") or {}, "repairs", MAX_INTEGER),
     )
 
 
@@ -160,5 +160,5 @@ def render_observed(observed: Observed) -> JSON:
     }
 
 
-def _integers(value: object, where: str) -> dict[str, int]:
-    return {k: integer(v, f"{where}.{k}", 0, MAX_INCARNATION) for k, v in mapping(value, where).items()}
+def _integers(value: object, where: str, high: int) -> dict[str, int]:
+    return {k: integer(v, f"{where}.{k}", 0, high) for k, v in mapping(value, where).items()}

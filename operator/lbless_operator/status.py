@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from sys import intern
 
 from lbless_api.buckets import BucketSet
-from lbless_api.clusterip import MAX_INCARNATION, Assignment, Move
-from lbless_api.fields import Invalid, integer, items, mapping, text
+from lbless_api.clusterip import Assignment, Move
+from lbless_api.fields import MAX_INTEGER, Invalid, integer, items, mapping, text
+from lbless_api.heartbeat import MAX_NUMBER
 from lbless_operator.conditions import Condition
 
 JSON = dict[str, object]
@@ -41,7 +42,7 @@ def parse_status(value: object) -> Status:
     _check_exclusive(assignments)
     return Status(
         observed_generation=integer(
-            status.get("observedGeneration", 0), "status.observedGeneration", 0, MAX_INCARNATION
+            status.get("observedGeneration", 0), "status.observedGeneration", 0, MAX_INTEGER
         ),
         mac=text(status.get("mac", ""), "status.mac"),
         nodes=text(status.get("nodes", ""), "status.nodes"),
@@ -54,7 +55,7 @@ def parse_status(value: object) -> Status:
 
 def parse_epoch(value: object) -> int:
     """The epoch of a status whose other parts may be unreadable; raises Invalid."""
-    return integer(mapping(value or {}, "status").get("epoch", 0), "status.epoch", 0, MAX_INCARNATION)
+    return integer(mapping(value or {}, "status").get("epoch", 0), "status.epoch", 0, MAX_NUMBER)
 
 
 def render_status(status: Status) -> JSON:
@@ -95,9 +96,7 @@ def _assignment(value: object) -> Assignment:
     return Assignment(
         # The same few names in every ClusterIP.
         node=intern(text(entry.get("node"), "status.assignments.node")),
-        incarnation=integer(
-            entry.get("incarnation", 0), "status.assignments.incarnation", 0, MAX_INCARNATION
-        ),
+        incarnation=integer(entry.get("incarnation", 0), "status.assignments.incarnation", 0, MAX_NUMBER),
         buckets=_buckets(entry, "status.assignments.buckets"),
     )
 
@@ -121,7 +120,7 @@ def _condition(value: object) -> Condition:
         message=text(entry.get("message", ""), f"{field}.message"),
         since=text(entry.get("lastTransitionTime", ""), f"{field}.lastTransitionTime"),
         observed_generation=integer(
-            entry.get("observedGeneration", 0), f"{field}.observedGeneration", 0, MAX_INCARNATION
+            entry.get("observedGeneration", 0), f"{field}.observedGeneration", 0, MAX_INTEGER
         ),
     )
 

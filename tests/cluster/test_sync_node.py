@@ -38,6 +38,7 @@ from lbless_api.capabilities import Capability
 from lbless_api.clusterip import SourceMAC
 from lbless_api.digest import applied_digest, parse_marks
 from lbless_api.hashing import HashFunction, HashMode
+from lbless_api.heartbeat import MAX_NUMBER
 from lbless_api.interfaces import Interface
 from lbless_api.node import EngineReport, Outstanding, render_engines
 from lbless_api.state import Observed, parse_complete, render_observed
@@ -234,9 +235,9 @@ def test_whatever_goes_wrong_the_report_is_accepted_and_within_32_kib(
 ) -> None:
     long = "<a rather long & “quoted” sentence> " * 80
     name = f"{'n' * 63}/{'c' * 253}"
-    troubles = tuple(Outstanding(f"u{n:062}", name, 2**63 - 1, "R" * 90, long) for n in range(failing))
+    troubles = tuple(Outstanding(f"u{n:062}", name, MAX_NUMBER, "R" * 90, long) for n in range(failing))
     interface = Interface(
-        "", "02:00:00:00:00:01", (IPv4Interface("100.100.100.100/24"),) * 300, incarnation=2**63 - 1
+        "", "02:00:00:00:00:01", (IPv4Interface("100.100.100.100/24"),) * 300, incarnation=MAX_NUMBER
     )
     worst = Observed(
         files.boot_id(),

@@ -11,6 +11,7 @@ from lbless_api.capabilities import Capability
 from lbless_api.clusterip import SourceMAC
 from lbless_api.digest import MAX_MARKS, applied_digest, mark
 from lbless_api.hashing import HashFunction, HashMode
+from lbless_api.heartbeat import MAX_NUMBER
 from lbless_api.interfaces import Interface
 from lbless_api.node import EngineReport, Outstanding, parse_node_status, render_node_status
 from lbless_api.state import Observed
@@ -244,13 +245,13 @@ def test_every_report_fits_into_32_kib(
                 "02:00:00:00:00:01",
                 (IPv4Interface("100.100.100.100/24"),) * addresses,
                 (IPv4Address("100.100.100.254"),) * 20,
-                incarnation=2**63 - 1,
+                incarnation=MAX_NUMBER,
             )
             for _ in range(interfaces)
         ),
-        failures=tuple(Outstanding(f"{n:063}", key, 2**63 - 1, sentence, sentence) for n in range(failing)),
+        failures=tuple(Outstanding(f"{n:063}", key, MAX_NUMBER, sentence, sentence) for n in range(failing)),
     )
-    wanted = {f"w{n:062}": Wanted("n" * 63 + "/" + "c" * 253, 2**63 - 1) for n in range(waiting)}
+    wanted = {f"w{n:062}": Wanted("n" * 63 + "/" + "c" * 253, MAX_NUMBER) for n in range(waiting)}
     said = report(wanted, state, sentence if silent else "")
     assert written_bytes(said) <= STATUS_BYTES
     assert len(said.message) <= 2048

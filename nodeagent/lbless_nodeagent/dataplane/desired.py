@@ -15,6 +15,7 @@ from inotify_simple import INotify, flags, masks
 
 from lbless_api.clusterip import ClusterIP, is_uid, parse_clusterip, parse_identity
 from lbless_api.fields import Invalid, integer, mapping
+from lbless_api.heartbeat import MAX_NUMBER
 from lbless_api.node import Outstanding
 from lbless_api.state import COMPLETE, INTENT, NODE, DesiredNode, Intent, parse_complete, parse_desired_node
 from lbless_nodeagent import files
@@ -295,6 +296,6 @@ def _key(value: object) -> str:
 def _epoch(value: object) -> int:
     try:
         status = mapping(mapping(value, "object").get("status"), "status")
-        return integer(status.get("epoch"), "status.epoch", 0, 2**63 - 1)
+        return integer(status.get("epoch"), "status.epoch", 0, MAX_NUMBER)
     except Invalid:
         return 0

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from lbless_api.clusterip import MAX_INCARNATION
 from lbless_api.fields import integer, mapping, text
+from lbless_api.heartbeat import MAX_NUMBER
 
 _KEPT = 64
 """Interfaces that are gone and still remembered; the newest, so that one that comes back counts on."""
@@ -48,7 +48,7 @@ def with_interfaces(identity: Identity, names: Iterable[str], boot_id: str, unix
             made[name] = last
         else:
             number = max(last.number + 1 if last else 0, unix_ms)
-            made[name] = Incarnation(min(number, MAX_INCARNATION), boot_id)
+            made[name] = Incarnation(min(number, MAX_NUMBER), boot_id)
     gone = [(name, last) for name, last in identity.interfaces.items() if name not in present]
     gone.sort(key=lambda item: item[1].number, reverse=True)
     return Identity(dict(sorted([*made.items(), *gone[:_KEPT]])))
@@ -76,7 +76,7 @@ def parse_identity(value: object) -> Identity:
     for name, entry in entries.items():
         fields = mapping(entry, f"interfaces.{name}")
         read[name] = Incarnation(
-            integer(fields.get("incarnation"), f"interfaces.{name}.incarnation", 0, MAX_INCARNATION),
+            integer(fields.get("incarnation"), f"interfaces.{name}.incarnation", 0, MAX_NUMBER),
             text(fields.get("bootID"), f"interfaces.{name}.bootID"),
         )
     return Identity(read)

@@ -11,8 +11,9 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Set
 
-from lbless_api.clusterip import MAX_INCARNATION, is_uid, parse_identity
+from lbless_api.clusterip import is_uid, parse_identity
 from lbless_api.fields import Invalid, integer, mapping
+from lbless_api.heartbeat import MAX_NUMBER
 from lbless_api.state import COMPLETE, INTENT, Intent, render_complete, render_desired
 from lbless_edge.kube import Object
 from lbless_nodeagent import files
@@ -145,7 +146,7 @@ def _epoch(obj: Object, key: str) -> int:
     """status.epoch; 0 where nothing was assigned yet."""
     try:
         status = mapping(obj.get("status") or {}, "status")
-        return integer(status.get("epoch", 0), "status.epoch", 0, MAX_INCARNATION)
+        return integer(status.get("epoch", 0), "status.epoch", 0, MAX_NUMBER)
     except Invalid as fault:
         _log.error("ClusterIP %s counts as not assigned: %s", key, fault)
         return 0
