@@ -57,7 +57,7 @@ def with_interfaces(identity: Identity, names: Iterable[str], boot_id: str, unix
 def with_new(identity: Identity, name: str, boot_id: str, unix_ms: int) -> Identity:
     """Return the identity in which an interface has an incarnation that it never had."""
     last = identity.interfaces.get(name)
-    number = min(max(last.number + 1 if last else 0, unix_ms), MAX_INCARNATION)
+    number = min(max(last.number + 1 if last else 0, unix_ms), MAX_NUMBER)
     return Identity({**identity.interfaces, name: Incarnation(number, boot_id)})
 
 

@@ -10,9 +10,9 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from lbless_api.clusterip import MAX_INCARNATION, is_uid
+from lbless_api.clusterip import is_uid
 from lbless_api.fields import Invalid, integer, items, mapping, text
-from lbless_api.heartbeat import ID_BYTES
+from lbless_api.heartbeat import ID_BYTES, MAX_NUMBER
 from lbless_api.node import JSON
 from lbless_nodeagent import files
 from lbless_nodeagent.dataplane.membership import Memory
@@ -83,7 +83,7 @@ def parse_memories(value: object, boot_id: str) -> dict[str, Memory]:
 
 def _memory(fields: Mapping[str, object]) -> Memory:
     return Memory(
-        incarnation=integer(fields.get("incarnation"), "incarnation", 1, MAX_INCARNATION),
+        incarnation=integer(fields.get("incarnation"), "incarnation", 1, MAX_NUMBER),
         peers=_numbered(fields, "peers"),
         verdicts=_numbered(fields, "verdicts"),
         holding=tuple((node, ms / 1000) for node, ms in _numbered(fields, "holding")),
@@ -102,7 +102,7 @@ def _numbered(fields: Mapping[str, object], name: str) -> tuple[tuple[bytes, int
             key = b""
         if len(key) != ID_BYTES:
             raise Invalid(f"{name} has a node id that is not {ID_BYTES} bytes long.")
-        found.append((key, integer(number, name, 0, MAX_INCARNATION)))
+        found.append((key, integer(number, name, 0, MAX_NUMBER)))
     return tuple(found)
 
 
@@ -111,7 +111,7 @@ def _kernel(one: object) -> tuple[str, int, bool, bool]:
     name = text(uid, "kernel")
     if not is_uid(name):
         raise Invalid("kernel has a UID that is malformed.")
-    return name, integer(epoch, "kernel", 0, MAX_INCARNATION), _flag(owns, "kernel"), _flag(acts, "kernel")
+    return name, integer(epoch, "kernel", 0, MAX_NUMBER), _flag(owns, "kernel"), _flag(acts, "kernel")
 
 
 def _row(one: object, name: str, length: int) -> tuple[object, ...]:
