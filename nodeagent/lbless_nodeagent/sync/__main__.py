@@ -54,7 +54,7 @@ class Sync:
         self._storage = Storage(state_directory / DESIRED)
         self._desired = DesiredFiles(self._storage, self._changed.set)
         self._observer = Observer(state_directory, self._changed.set, stop)
-        self._node = OwnNode(node, self._storage, self._changed.set)
+        self._node = OwnNode(node, self._storage, self._node_changed)
         self._clusterips = ListWatch(api, CLUSTERIPS, self._desired, stop, page=PAGE)
         self._nodes = ListWatch(api, NODES, self._node, stop, field_selector=f"metadata.name={node}")
         self._upkeep = Upkeep(
@@ -117,9 +117,13 @@ class Sync:
             said = self._said = situation, report(situation)
         return said[1]
 
+    def _node_changed(self) -> None:
+        self._write_intent()
+        self._changed.set()
+
     def _write_intent(self) -> None:
-        # Told apart from a drained node or a removed lbless in a later version; holding is always right.
-        self._desired.write_intent(Intent.HOLD)
+        """Whether a dataplane that ends keeps its share for the next one, or hands it over."""
+        self._desired.write_intent(Intent.HANDOVER if self._node.is_going else Intent.HOLD)
 
     def _write_anew(self) -> None:
         self._write_intent()
