@@ -87,10 +87,40 @@ def test_beside_them_are_the_marks_of_completeness_intent_and_the_nodes_pod_rang
 ) -> None:
     desired = synced.state / "desired"
     assert parse_complete(files.read_text(desired / ".complete"), files.boot_id()) == frozenset()
-    assert files.read_text(desired / ".intent") == "hold"
+    assert files.read_text(desired / ".intent") == "remove", "there is nothing to serve"
     assert wait_for("the pod ranges", lambda: files.read_json(desired / ".node.json")) == {
         "podCIDRs": ["10.244.7.0/24"]
     }
+
+
+def test_the_intent_follows_what_becomes_of_the_node_and_of_all_clusterips(
+    plane: ControlPlane, synced: SyncedNode
+) -> None:
+    def is_now(intent: str) -> None:
+        path = synced.state / "desired" / ".intent"
+        wait_for(f"the intent to {intent}", lambda: files.read_text(path) == intent)
+
+    is_now("remove")
+    create(plane, "web", 1)
+    is_now("hold")
+    for change, undo in (
+        ({"spec": {"unschedulable": True}}, {"spec": {"unschedulable": None}}),
+        (
+            {"metadata": {"annotations": {"lbless.dev/weight": "0"}}},
+            {"metadata": {"annotations": {"lbless.dev/weight": None}}},
+        ),
+        ({"spec": {"taints": [{"key": "k", "effect": "NoExecute"}]}}, {"spec": {"taints": None}}),
+    ):
+        plane.patch_node(synced.name, change)
+        is_now("handover")
+        plane.patch_node(synced.name, undo)
+        is_now("hold")
+    plane.delete_node(synced.name)
+    is_now("handover")
+    plane.make_node(synced.name, "10.244.200.7")
+    is_now("hold")
+    delete(plane, "web")
+    is_now("remove")
 
 
 def test_what_was_deleted_while_sync_was_down_goes_when_it_is_back(

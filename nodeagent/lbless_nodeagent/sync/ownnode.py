@@ -12,6 +12,7 @@ from collections.abc import Callable, Set
 from lbless_api.fields import Invalid
 from lbless_api.state import NODE, parse_desired_node
 from lbless_edge.kube import Object
+from lbless_nodeagent.sync.intent import why_it_goes
 from lbless_nodeagent.sync.storage import Storage
 
 _log = logging.getLogger("lbless.sync")
@@ -24,6 +25,8 @@ class OwnNode:
         self.name = name
         self.uid = ""
         """Empty while the API has no such Node."""
+        self.goes = ""
+        """Why the node will not serve for long; empty if it will, or nothing is known of it."""
         self._storage = storage
         self._said = ""
         self._on_change = on_change
@@ -31,6 +34,7 @@ class OwnNode:
     def changed(self, obj: Object) -> None:
         """Remember its UID and write what of it the kernel needs."""
         self.uid = obj["metadata"]["uid"]
+        self.goes = why_it_goes(obj)
         spec = obj.get("spec") or {}
         wanted = {"podCIDRs": spec.get("podCIDRs") or [c for c in [spec.get("podCIDR")] if c]}
         try:
@@ -48,6 +52,7 @@ class OwnNode:
         """Forget it, unless another one of its name has taken its place already. Its file stays."""
         if uid == self.uid:
             self.uid = ""
+            self.goes = "is deleted"
             self._say_absent()
         self._on_change()
 
