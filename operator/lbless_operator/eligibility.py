@@ -132,7 +132,7 @@ def judge(
     seat = interface if interface and interface.segment else None
     if node is None:
         return Verdict(candidate.name, Standing.GONE, Cause.NODE_DELETED, seat=seat)
-    selected = _is_selected(spec, node)
+    selected = is_selected(spec, node)
     fresh = candidate.freshness is Freshness.FRESH
     life = seat.incarnation if seat else incarnation
     over = (seat is not None or named) and segment.counts_dead(node.name, life)
@@ -205,7 +205,7 @@ def _find_cause(
     unready = spec.workload is not None and not readiness.ready.get(node.name)
     by_hand = {
         Cause.EXCLUDED: EXCLUDE_LABEL in node.labels,
-        Cause.NOT_SELECTED: not _is_selected(spec, node),
+        Cause.NOT_SELECTED: not is_selected(spec, node),
         Cause.WEIGHT_ZERO: weightless,
         Cause.TAINTED: bool(node.no_execute),
         Cause.NO_READY_POD: unready and isinstance(spec.workload, PodWorkload),
@@ -229,7 +229,7 @@ def _incapability(spec: Spec, engines: Iterable[EngineReport]) -> str:
     return refusal(engine.name, engine.capabilities, demand(spec)) or ""
 
 
-def _is_selected(spec: Spec, node: NodeFact) -> bool:
+def is_selected(spec: Spec, node: NodeFact) -> bool:
     """Whether nodeSelector matches and the node is not kept out of load balancing by its label."""
     return EXCLUDE_LABEL not in node.labels and all(
         node.labels.get(key) == value for key, value in spec.node_selector.items()

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from lbless_api.clusterip import Spec
 from lbless_operator.agents import Freshness
-from lbless_operator.eligibility import Candidate, choose
+from lbless_operator.eligibility import Candidate, choose, is_selected
 from lbless_operator.segment import SILENT, Reporter, Segment, listen
 
 Seating = tuple[tuple[str, str], ...]
@@ -43,10 +43,13 @@ class Segments:
 
 
 def _seat(spec: Spec, candidates: Iterable[Candidate]) -> Seating:
+    """Only of nodes that nodeSelector matches: others may be on another segment, whatever its interfaces' names."""
     seats = []
     for candidate in candidates:
-        report = candidate.report
-        if candidate.freshness is Freshness.FRESH and report and any(i.segment for i in report.interfaces):
+        node, report = candidate.node, candidate.report
+        if candidate.freshness is not Freshness.FRESH or node is None or report is None:
+            continue
+        if any(i.segment for i in report.interfaces) and is_selected(spec, node):
             interface = choose(spec, report)
             if interface and interface.segment:
                 seats.append((candidate.name, interface.name))

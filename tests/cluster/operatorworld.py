@@ -27,6 +27,7 @@ from lab.progress import Silence
 from lab.rest import APPLY_PATCH, ApiError
 from lbless_api.digest import applied_digest
 from lbless_api.node import EngineReport, render_engines
+from lbless_api.segment import SegmentReport, render_segment
 
 WITH_ROUNDS = """
 from lbless_operator import __main__, agenda, reconciler
@@ -49,6 +50,7 @@ class Agent:
     incarnation: int = 1
     gateways: tuple[str, ...] = ()
     engines: tuple[EngineReport, ...] = ()
+    segment: SegmentReport | None = None
     confirms: bool = True
     failing: dict[str, str] = field(default_factory=dict)
     renews: bool = True
@@ -153,6 +155,7 @@ def _status(agent: Agent, expected: Mapping[str, tuple[int, str]]) -> dict[str, 
                 "gateways": list(agent.gateways),
                 "carrier": True,
                 "incarnation": agent.incarnation,
+                **render_segment(agent.segment),
             }
         ],
         "appliedDigest": applied_digest(

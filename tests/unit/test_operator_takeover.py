@@ -214,6 +214,20 @@ def test_of_two_halves_the_larger_is_followed_and_the_other_is_degraded():
     assert condition(decision, Type.DEGRADED) == ("True", "NodeDeadOnSegment")
 
 
+def test_nodes_that_are_not_selected_have_no_say_as_they_may_be_on_another_segment():
+    scenario = OnSegment("a", "b")
+    before = status_of(scenario)
+    scenario.lives |= dict.fromkeys("xyz", 1)
+    scenario.learn(*(objects.node(n, scenario.next(), labels={"here": "yes"}) for n in "ab"))
+    scenario.respec(nodeSelector={"here": "yes"}, interfaces=["eth*"])
+    for name in "xyz":
+        scenario.join(name)
+    scenario.all_hear("x", "y", "z", dead="ab")
+    assert scenario.decide().status.assignments == before.assignments
+    scenario.says("a", "", "b")
+    assert shares(scenario.decide()) == {"a": 256, "b": 0}
+
+
 def test_the_word_of_one_that_may_not_serve_moves_nothing():
     scenario = OnSegment("a", "b")
     scenario.says("a", "", "b", Condition.LEASE_LAPSED)

@@ -223,6 +223,7 @@ SPREAD = st.sampled_from([0, 1, 63, 64, 65, 300, 1000, 2500])
     failing=SPREAD,
     waiting=SPREAD,
     silent=st.booleans(),
+    peers=st.integers(0, 64),
 )
 def test_every_report_fits_into_32_kib(
     kernel: str,
@@ -236,7 +237,9 @@ def test_every_report_fits_into_32_kib(
     failing: int,
     waiting: int,
     silent: bool,
+    peers: int,
 ) -> None:
+    seen = tuple(Peer(f"{n:0253}", 2**63 - 1) for n in range(peers))
     state = observed(
         kernel=kernel,
         engines=(EngineReport(name, True, sentence, True, (ABLE,) * capabilities),) * engines,
@@ -247,6 +250,7 @@ def test_every_report_fits_into_32_kib(
                 (IPv4Interface("100.100.100.100/24"),) * addresses,
                 (IPv4Address("100.100.100.254"),) * 20,
                 incarnation=2**63 - 1,
+                segment=SegmentReport(frozenset(Condition), seen, seen) if peers else None,
             )
             for _ in range(interfaces)
         ),
