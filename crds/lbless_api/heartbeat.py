@@ -47,12 +47,18 @@ class Handover(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class PeerReport:
-    """The newest frame that the sender heard from a peer directly, and its age in ms when this was sent."""
+    """The newest frame of a peer of which the sender knows, and when it learnt of it, in ms before this was sent.
+
+    `direct`: it heard that frame itself; otherwise another peer's report told of it. `complete`: what the sender
+    knows of the peer's epochs agrees with the digest in that frame. If not, the peer tells all of them anew.
+    """
 
     node: bytes
     incarnation: int
     sequence: int
     age_ms: int
+    complete: bool = True
+    direct: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,8 @@ class Verdict:
 @dataclass(frozen=True, slots=True)
 class EpochReport:
     """Where the sender is with one ClusterIP. `held`: the newest epoch it has; `in_use`: the one its kernel
-    follows, 0 for none; `owns` a bucket; `named`: in the epoch in use or the one held."""
+    follows, 0 for none; `owns` a bucket; `named`: in the epoch in use or the one held; `acting`: it serves,
+    or is about to, without an epoch that names a living node. One with `held` 0 tells that it was forgotten."""
 
     clusterip: bytes
     held: int
@@ -74,13 +81,23 @@ class EpochReport:
     owns: bool
     named: bool
     handover: Handover = Handover.NONE
+    acting: bool = False
+
+    def mark(self) -> int:
+        """This report as 64 bits of a digest: that of several is the exclusive or of theirs; forgotten ones are
+        left out. Against loss alone: who could forge one could forge the frame."""
+        if not self.held:
+            return 0
+        said = f"{self.held},{self.in_use},{self.owns:d},{self.named:d},{self.acting:d},{self.handover:d}"
+        return int.from_bytes(sha256(self.clusterip + said.encode()).digest()[:8], "big")
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
     """One heartbeat. `sequence` grows with each of an incarnation; `lease_ms` is the sender's LEASE, `hold_ms`
     how long its lease may outlast its silence from now on (0: not held). `group_size` and `smallest_member`
-    belong to its rank. `epochs` need not be all: changed ones come first, the rest in rotation."""
+    belong to its rank. `peers` and `epochs` need not be all: changed epochs come first, the rest in rotation,
+    and `digest` over all of the sender's (`EpochReport.mark`) tells the receiver whether it has missed any."""
 
     node: bytes
     incarnation: int
@@ -93,6 +110,7 @@ class Heartbeat:
     peers: tuple[PeerReport, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     epochs: tuple[EpochReport, ...] = ()
+    digest: int = 0
 
 
 @dataclass(frozen=True, slots=True)

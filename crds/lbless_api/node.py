@@ -24,6 +24,8 @@ class EngineReport:
     """Whether a netfilter engine works on this node, if not why not, and what it can do.
 
     `active`: dataplane uses it; any other was only tried. Without capabilities it is an older version's.
+    `unfenced`: why it can have no lease though one is wanted, so that nobody may take over from this node by
+    its silence; empty if it has one or none is wanted.
     """
 
     name: str
@@ -31,6 +33,7 @@ class EngineReport:
     message: str = ""
     active: bool = True
     capabilities: tuple[Capability, ...] = ()
+    unfenced: str = ""
 
 
 def active_engine(engines: Iterable[EngineReport]) -> EngineReport | None:
@@ -105,6 +108,7 @@ def parse_engines(value: object, where: str) -> tuple[EngineReport, ...]:
                 # An older version reports only the engine that it uses, and not that it does.
                 active=boolean(engine.get("active", True), f"{where}.active"),
                 capabilities=parse_capabilities(engine.get("capabilities") or [], f"{where}.capabilities"),
+                unfenced=text(engine.get("unfenced", ""), f"{where}.unfenced"),
             )
         )
     return tuple(engines)
@@ -119,6 +123,7 @@ def render_engines(engines: Sequence[EngineReport]) -> list[JSON]:
             "message": e.message,
             "active": e.active,
             "capabilities": render_capabilities(e.capabilities),
+            **({"unfenced": e.unfenced} if e.unfenced else {}),
         }
         for e in engines
     ]

@@ -152,11 +152,11 @@ def render_observed(observed: Observed) -> JSON:
         "kernel": observed.kernel,
         "engines": render_engines(observed.engines),
         "interfaces": render_interfaces(observed.interfaces),
-        "applied": dict(observed.applied),
         "failures": render_outstanding(observed.failures),
         "problems": list(observed.problems),
         "counters": dict(observed.counters),
         "repairs": dict(observed.repairs),
+        "applied": dict(observed.applied),
     }
 
 

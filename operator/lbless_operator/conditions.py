@@ -53,6 +53,7 @@ class Reason(StrEnum):
     ENGINE_INCAPABLE = "EngineIncapable"
     NODE_DEAD_ON_SEGMENT = "NodeDeadOnSegment"
     NO_PEERS_HEARD = "NoPeersHeard"
+    NO_FAST_TAKEOVER = "NoFastTakeover"
 
 
 BLOCKED = frozenset(
@@ -89,6 +90,7 @@ REASONS: Mapping[Type, frozenset[Reason]] = {
             Reason.ENGINE_INCAPABLE,
             Reason.NODE_DEAD_ON_SEGMENT,
             Reason.NO_PEERS_HEARD,
+            Reason.NO_FAST_TAKEOVER,
         }
     ),
     Type.CONFLICT: frozenset({Reason.NO_CONFLICT, Reason.CONFLICT}),

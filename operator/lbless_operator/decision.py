@@ -5,7 +5,7 @@ Every write of the operator to a ClusterIP is a value that was returned here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
@@ -16,7 +16,14 @@ from lbless_api.mac import unicast_mac
 from lbless_operator.assignment import Assigned, assign, print_moves, print_shares
 from lbless_operator.conditions import Finding, Reason, State, Type, find, settle, shorten
 from lbless_operator.confirmations import Confirmation
-from lbless_operator.eligibility import Cause, Readiness, Standing, Verdict, explain_incapable
+from lbless_operator.eligibility import (
+    Cause,
+    Readiness,
+    Standing,
+    Verdict,
+    explain_incapable,
+    explain_unfenced,
+)
 from lbless_operator.facts import ClusterIPFact
 from lbless_operator.notices import Notice, NoticeReason, Subject
 from lbless_operator.phrases import name, name_nodes
@@ -198,28 +205,42 @@ def _find_programmed(progress: Progress, epoch: int, not_given_up: Mapping[str, 
 def _find_degraded(
     situation: Situation, assigned: Assigned, progress: Progress, programmed: Finding, *, late: bool
 ) -> Finding:
+    for reason, message in _troubles(situation, assigned, progress, programmed, late=late):
+        return Finding(Type.DEGRADED, State.TRUE, reason, message)
+    return Finding(Type.DEGRADED, State.FALSE, Reason.AS_PLANNED, "No node works otherwise than planned.")
+
+
+def _troubles(
+    situation: Situation, assigned: Assigned, progress: Progress, programmed: Finding, *, late: bool
+) -> Iterator[tuple[Reason, str]]:
+    """Everything that works otherwise than planned, the most important first."""
+    planned = assigned.blocked is None
     frozen = _frozen(situation, assigned)
-    incapable = "" if assigned.blocked else explain_incapable(situation.verdicts)
+    incapable = explain_incapable(situation.verdicts) if planned else ""
     besides = f" {incapable}" if incapable else ""
-    if situation.refusal and not assigned.blocked:
-        message = f"{situation.refusal} It was assigned before that was known, and stays so."
-        return Finding(Type.DEGRADED, State.TRUE, Reason.ADDRESS_IN_USE, message)
+    if situation.refusal and planned:
+        yield (
+            Reason.ADDRESS_IN_USE,
+            f"{situation.refusal} It was assigned before that was known, and stays so.",
+        )
     if frozen:
         parts = (f"{node} keeps its {len(buckets)} buckets" for node, buckets in frozen.items())
         message = (
             f"The lbless agent is silent and cannot be told, but the node may be serving: {name(parts)}. "
             f"Look after lbless's pod there, or delete the Node if it is gone.{_heard(situation, frozen)}{besides}"
         )
-        return Finding(Type.DEGRADED, State.TRUE, Reason.AGENT_SILENT, message)
+        yield Reason.AGENT_SILENT, message
     if progress.serving and (progress.failed or late):
-        return Finding(Type.DEGRADED, State.TRUE, programmed.reason, programmed.message + besides)
+        yield programmed.reason, programmed.message + besides
     named = {a.node for a in assigned.assignments}
-    trouble = explain_takeover(situation.verdicts, named, situation.fresh)
-    if trouble and not assigned.blocked:
-        return Finding(Type.DEGRADED, State.TRUE, trouble[0], trouble[1] + besides)
+    takeover = explain_takeover(situation.verdicts, named, situation.fresh) if planned else None
+    if takeover:
+        yield takeover[0], takeover[1] + besides
     if incapable:
-        return Finding(Type.DEGRADED, State.TRUE, Reason.ENGINE_INCAPABLE, incapable)
-    return Finding(Type.DEGRADED, State.FALSE, Reason.AS_PLANNED, "No node works otherwise than planned.")
+        yield Reason.ENGINE_INCAPABLE, incapable
+    unfenced = explain_unfenced(situation.verdicts) if planned else ""
+    if unfenced:
+        yield Reason.NO_FAST_TAKEOVER, unfenced
 
 
 def _find_ready(

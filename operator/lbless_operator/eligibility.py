@@ -104,7 +104,9 @@ class Verdict:
 
     `selected`: the ClusterIP's nodeSelector matches it, so that it may stay named while it is gone.
     `detail`: the cause in the words of its engine, where that is it. `seat`: the interface on which the address
-    is, or would be, as its agent reported it last; None where no heartbeats run on it.
+    is, or would be, as its agent reported it last; None where no heartbeats run on it. `unfenced`: why an
+    eligible one can have no lease, so that others do not take over from it by themselves; in the words of its
+    engine.
     """
 
     node: str
@@ -115,6 +117,7 @@ class Verdict:
     selected: bool = False
     detail: str = ""
     seat: Interface | None = None
+    unfenced: str = ""
 
 
 def judge(
@@ -161,7 +164,15 @@ def judge(
         if over or (seat and seat.segment and not seat.segment.is_reliable and not keeps):
             standing = Standing.PINNED if named else Standing.OUT
             return Verdict(node.name, standing, Cause.JOINING, selected=selected, seat=seat)
-        return Verdict(node.name, Standing.ELIGIBLE, None, weight, interface.incarnation, selected, seat=seat)
+        return Verdict(
+            node=node.name,
+            standing=Standing.ELIGIBLE,
+            weight=weight,
+            incarnation=interface.incarnation,
+            selected=selected,
+            seat=seat,
+            unfenced=_unfenced(candidate.report),
+        )
     return Verdict(node.name, standing, cause, selected=selected, detail=detail, seat=seat)
 
 
@@ -229,6 +240,11 @@ def _incapability(spec: Spec, engines: Iterable[EngineReport]) -> str:
     return refusal(engine.name, engine.capabilities, demand(spec)) or ""
 
 
+def _unfenced(report: NodeStatus | None) -> str:
+    engine = active_engine(report.engines) if report else None
+    return shorten(engine.unfenced, MAX_DETAIL) if engine else ""
+
+
 def is_selected(spec: Spec, node: NodeFact) -> bool:
     """Whether nodeSelector matches and the node is not kept out of load balancing by its label."""
     return EXCLUDE_LABEL not in node.labels and all(
@@ -255,10 +271,23 @@ def explain_incapable(verdicts: Iterable[Verdict]) -> str:
 
     "Nodes n3 and n4: the iptables engine cannot do 256 buckets: use 1 to 16."
     """
+    return _explain_alike((v.detail, v.node) for v in verdicts if v.cause is Cause.ENGINE_INCAPABLE)
+
+
+def explain_unfenced(verdicts: Iterable[Verdict]) -> str:
+    """From which nodes no other takes over by itself, and why; empty if there is none.
+
+    "Others do not take over within a second from nodes that can have no lease. Node n3: nftables is missing …"
+    """
+    why = _explain_alike((v.unfenced, v.node) for v in verdicts if v.unfenced)
+    return f"Others do not take over within a second from nodes that can have no lease. {why}" if why else ""
+
+
+def _explain_alike(said_of: Iterable[tuple[str, str]]) -> str:
+    """Sentences about nodes, each once with all the nodes that it is said of."""
     alike: dict[str, list[str]] = {}
-    for verdict in verdicts:
-        if verdict.cause is Cause.ENGINE_INCAPABLE:
-            alike.setdefault(verdict.detail, []).append(verdict.node)
+    for sentence, node in said_of:
+        alike.setdefault(sentence, []).append(node)
     said = [f"N{name_nodes(nodes)[1:]}: {detail}" for detail, nodes in alike.items()]
     rest = sum(len(nodes) for nodes in list(alike.values())[LISTED:])
     return " ".join(

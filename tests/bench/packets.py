@@ -35,6 +35,10 @@ def rows() -> Iterator[Row]:
         xt_one, xt_many = found[f"xt_cluster 1 {kind}"], found[f"xt_cluster {MANY} {kind}"]
         what = f"packets: {kind}"
         yield Row(f"{what}, 1 address, beside xt_cluster", "ns", statistics.median(xt_one), one)
+        leased = found[f"leased 1 {kind}"]
+        yield Row(
+            f"{what}, 1 address, with a lease, beside xt_cluster", "ns", statistics.median(xt_one), leased
+        )
         yield Row(f"{what}, 1 address, of xt_cluster", "x", OF_XT_CLUSTER[kind], _ratios(one, xt_one))
         # There is no set of addresses for xt_cluster: each has its own two rules, and they are tried in turn.
         beside = f"{MANY} addresses, beside xt_cluster's {2 * MANY} rules"

@@ -139,9 +139,9 @@ Counted = Callable[[], tuple[int, int]]
 """How many packets a filter has kept and dropped."""
 
 
-def by_nftables(number: int) -> Counted:
+def by_nftables(number: int, *, lease: bool = False) -> Counted:
     """Give this namespace lbless's own rules, for so many addresses."""
-    engine = NftablesEngine()
+    engine = NftablesEngine(lease=lease)
     vips = {ip: Vip(ip, "eth0", default_mac(ip), DEFAULT, None, OWNED) for ip in addresses(number)}
     engine.apply(Wanted(vips, frozenset()))
 
@@ -149,6 +149,13 @@ def by_nftables(number: int) -> Counted:
         found = engine.counters()
         return found["kept"], found["foreign"]
 
+    return counted
+
+
+def by_nftables_leased(number: int) -> Counted:
+    """The same where the interface needs a lease, and has one for longer than is measured."""
+    counted = by_nftables(number, lease=True)
+    nft('add element ip lbless lease { "eth0" timeout 1h }')
     return counted
 
 
@@ -257,6 +264,7 @@ def main(many: int, rounds: int) -> None:
         for number in (1, many)
     }
     nodes["tracked 1"] = Node.made(1, by_nftables_tracked, bursts[1])
+    nodes["leased 1"] = Node.made(1, by_nftables_leased, bursts[1])
     nodes["unfiltered 1"] = Node.made(1, by_nobody, {"owned": bursts[1]["owned"]})
     sink = generator()
     found = defaultdict(list)

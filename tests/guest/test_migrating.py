@@ -76,7 +76,9 @@ def check(lbless: Installation, now: ClusterIP | None, machines: str = "") -> No
     shares = {a.node: str(a.buckets) for a in now.assignments} if now else {}
     if machines:
         shares[MACHINE] = machines
-    found = verdict.tcp(lbless.lan, clusterip("uid-web", IP, shares, **SPEC), CONNECTIONS)
+    found = verdict.tcp(
+        lbless.lan, clusterip("uid-web", IP, shares, **SPEC), CONNECTIONS, pace=verdict.GENTLE
+    )
     print(found)
     assert found.faults == ()
     assert found.by_node.keys() == shares.keys()

@@ -156,9 +156,9 @@ def test_xt_cluster_of_two_kernels_and_nftables_share_an_address(mixed: Lan):
 
 def judge(lan: Lan, shared: Shared) -> None:
     """Drive traffic from both clients, and find each attempt answered exactly once, by its owner."""
-    found = verdict.tcp(lan, shared.clusterip, CONNECTIONS)
+    found = verdict.tcp(lan, shared.clusterip, CONNECTIONS, pace=verdict.GENTLE)
     assert not found.faults, found.faults[:5]
     assert found.attempts == CONNECTIONS
     assert found.by_node.keys() == shared.shares.keys()
-    echoes = verdict.echo(lan, shared.clusterip, 200)
+    echoes = verdict.echo(lan, shared.clusterip, 200, pace=verdict.GENTLE)
     assert not echoes.faults, echoes.faults[:5]

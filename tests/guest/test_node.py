@@ -49,7 +49,7 @@ def test_a_node_with_an_older_kernel_serves_its_share(lbless: Installation, func
     assert set(shares) == {"n1", "n2", "n3"}
     assert owned_buckets(lbless.lan.host("n3"), ip) == shares["n3"]
 
-    found = verdict.tcp(lbless.lan, clusterip, CONNECTIONS)
+    found = verdict.tcp(lbless.lan, clusterip, CONNECTIONS, pace=verdict.GENTLE)
     assert found.faults == ()
     assert found.by_node["n3"] > CONNECTIONS / 5
 

@@ -347,3 +347,35 @@ def test_the_segment_hears_the_cluster_mac_when_an_address_becomes_active(
     assert {(f.source, f.destination) for f, _ in frames.arp()} == {(node.mac, "ff:ff:ff:ff:ff:ff")}
     assert {(arp.sender, arp.sender_mac, arp.target) for _, arp in frames.arp()} == {(VIP, mac(VIP), VIP)}
     assert [arp.operation.name for _, arp in frames.arp()] == ["REQUEST", "REPLY"] * 2
+
+
+def test_one_that_waits_takes_over_when_the_other_ends_and_no_rule_is_missing_meanwhile(
+    dataplane: Dataplane, node: Host
+) -> None:
+    dataplane.desire("a", VIP)
+    dataplane.start()
+    dataplane.wait_applied("a")
+    first, rules = dataplane.process, owned_buckets(node, VIP)
+    assert first is not None
+    dataplane.arguments = (*dataplane.arguments, "--wait")
+    dataplane.launch()
+    wait_for(lambda: "waiting for its end to take over" in dataplane.log)
+    first.terminate()
+    assert first.wait(10) == 0
+    dataplane.desire("b", ON_ETH1)
+    dataplane.wait_applied("b")
+    assert owned_buckets(node, VIP) == rules
+    assert dataplane.stop() == 0
+
+
+def test_waiting_ends_with_a_signal(dataplane: Dataplane) -> None:
+    dataplane.start()
+    first = dataplane.process
+    assert first is not None
+    dataplane.arguments = (*dataplane.arguments, "--wait")
+    dataplane.launch()
+    wait_for(lambda: "waiting for its end to take over" in dataplane.log)
+    assert dataplane.stop() == 0
+    assert first.poll() is None
+    first.terminate()
+    assert first.wait(10) == 0

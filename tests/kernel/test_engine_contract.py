@@ -11,6 +11,7 @@ import select
 import shutil
 import signal
 import struct
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -23,7 +24,9 @@ from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import HashParameters
 from lbless_api.hashing import ICMP, TCP, UDP, bucket
 from lbless_nodeagent.dataplane.engine import Engine, Vip, Wanted
-from lbless_nodeagent.dataplane.engines import ENGINES
+from lbless_nodeagent.dataplane.engines import ENGINES, engines
+from lbless_nodeagent.dataplane.ladder import LAST_MS
+from lbless_nodeagent.dataplane.tick.renewal import Lease
 from unit.engine_contract import EngineContract, Kernel, possible, vip, wanted
 
 pytestmark = pytest.mark.root
@@ -72,23 +75,37 @@ def meddle() -> None:
         )
 
 
-@pytest.fixture(params=list(ENGINES))
-def engine(request: pytest.FixtureRequest, wire: Wire) -> Iterator[Engine]:
-    """Each one, in a namespace that has eth0 and eth1."""
+@pytest.fixture(
+    params=[
+        pytest.param((name, lease), id=f"{name}-leased" if lease else name)
+        for name in ENGINES
+        for lease in (False, True)
+    ]
+)
+def construct(request: pytest.FixtureRequest) -> Callable[[], Engine]:
+    """The constructor of each engine, without a lease and with one."""
+    name, lease = request.param
+    return engines(lease=lease)[name]
+
+
+@pytest.fixture
+def engine(construct: Callable[[], Engine], wire: Wire) -> Iterator[Engine]:
+    """Each one, in a namespace that has eth0 and eth1, with a lease on the former where it needs one."""
     link("eth1", "wire1")
-    engine = ENGINES[request.param]()
+    engine = construct()
     report = engine.probe()
-    if not report.available and request.param != next(iter(ENGINES)):
+    if not report.available and report.name != next(iter(ENGINES)):
         pytest.skip(f"The {report.name} engine does not work here: {report.message}")
     assert report.available, report.message
+    assert report.unfenced == ""
     yield engine
     engine.close()
 
 
 @pytest.fixture
-def kernel(engine: Engine) -> Kernel:
+def kernel(engine: Engine, construct: Callable[[], Engine]) -> Kernel:
     def successor() -> Engine:
-        made = ENGINES[engine.name]()
+        made = construct()
         made.probe()
         return made
 
@@ -179,12 +196,15 @@ def check(engine: Engine, wire: Wire, vips: list[Vip], rng: random.Random) -> No
     engine.apply(wanted(*vips))
     observer = Observer(AFTER_EVERY_ENGINE)
     about: dict[tuple[IPv4Address, int], tuple[Vip, Fields]] = {}
+    lease = Lease("eth0")
     for one in vips:
+        lease.renew(time.monotonic() + LAST_MS / 1_000)  # for those that need one
         for identification in range(1, PACKETS + 1):
             fields, payload = request_to(one.ip, rng)
             packet = ipv4(fields.source, one.ip, fields.protocol, payload, identification=identification)
             about[one.ip, identification] = one, fields
             wire.send([ethernet(packet, to=one.mac)])
+    lease.close()
     observer.await_arrival(len(about))
     expected = {key for key, (one, fields) in about.items() if bucket_of(one.hash, fields) in one.owned}
     kept = observer.kept()

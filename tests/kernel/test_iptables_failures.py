@@ -235,6 +235,7 @@ while not stop:
     time.sleep(0.02)
 print(added, flush=True)
 """
+CHANGES = 80
 
 
 def test_a_writer_without_the_lock_loses_nothing_and_ours_are_right_in_the_end(
@@ -250,7 +251,7 @@ def test_a_writer_without_the_lock_loses_nothing_and_ours_are_right_in_the_end(
     assert other.stdout.readline() == "begun\n"
     undone = 0
     try:
-        for number in range(200):
+        for number in range(CHANGES):
             goal = AFTER if number % 3 == 0 else wanted(vip(1, CLUSTER, BucketSet([number % 32])))
             while True:
                 try:
@@ -264,12 +265,12 @@ def test_a_writer_without_the_lock_loses_nothing_and_ours_are_right_in_the_end(
     finally:
         other.kill()
         other.wait()
-    print(f"{added} rules of the other, {undone} of 200 changes undone by it")
+    print(f"{added} rules of the other, {undone} of {CHANGES} changes undone by it")
     engine.apply(goal)
     assert engine.installed() == goal
     theirs = [line for line in mangle() if line.startswith("-A other")]
     assert theirs == [f"-A other -s 10.{n >> 8}.{n & 255}.1/32 -j RETURN" for n in range(added)]
-    assert added > 200
+    assert added > CHANGES
 
 
 def test_foreign_rules_of_any_kind_stay_as_they_are(engine: IptablesEngine) -> None:

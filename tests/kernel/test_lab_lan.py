@@ -49,8 +49,14 @@ def assert_nothing_is_left(prefix: str) -> None:
 
 
 def own_program(prefix: str, body: str) -> subprocess.Popen[str]:
-    """A process that has a LAN up, with a program running on a node, and then does `body`."""
+    """A process that has a LAN up, with a program running on a node, and then does `body`.
+
+    It takes signals as a program of a terminal does, also where the tests run in the background or under nohup.
+    """
     program = f"""
+        import signal
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         from lab.lan import Lan
         with Lan({prefix!r}, nodes=1) as lan:
             sleeper = lan.nodes[0].popen(["sleep", "600"])

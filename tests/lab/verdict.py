@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from lab import traffic
 from lab.capture import Capture
 from lab.frames import Flow, Frames
+from lab.host import Host
 from lab.installation import owner
 from lab.lan import Lan
 from lab.servers import TCP_PORT, UDP_PORT
@@ -22,6 +23,19 @@ from lbless_api.clusterip import ClusterIP
 from lbless_api.hashing import ICMP, TCP, UDP
 
 Owner = Callable[[str, int], str]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How many attempts at a time each of the two clients makes, and how long it waits for each answer."""
+
+    parallel: int = traffic.PARALLEL
+    timeout_seconds: float = traffic.TIMEOUT_SECONDS
+
+
+PACE = Pace()
+GENTLE = Pace(parallel=16, timeout_seconds=15.0)
+"""For nodes of emulated processors, each of which a busy machine slows down many times more than itself."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +60,11 @@ class Verdict:
         )
 
 
-def tcp(lan: Lan, clusterip: ClusterIP, connections: int, *, port: int = TCP_PORT) -> Verdict:
+def tcp(
+    lan: Lan, clusterip: ClusterIP, connections: int, *, port: int = TCP_PORT, pace: Pace = PACE
+) -> Verdict:
     """Make connections, half of them through the router, and judge each by its SYN-ACKs and its answer."""
-    near, far, near_frames, far_frames = _drive(lan, clusterip, "tcp", port, connections)
+    near, far, near_frames, far_frames = _drive(lan, clusterip, "tcp", port, connections, pace)
     frames = near_frames + far_frames
     expected = _owner(clusterip, port, TCP)
     answered = frames.syn_acks()
@@ -62,9 +78,11 @@ def tcp(lan: Lan, clusterip: ClusterIP, connections: int, *, port: int = TCP_POR
     return Verdict(len(near) + len(far), sources, by_node, again, len(frames.resets()), tuple(faults))
 
 
-def udp(lan: Lan, clusterip: ClusterIP, datagrams: int, *, port: int = UDP_PORT) -> Verdict:
+def udp(
+    lan: Lan, clusterip: ClusterIP, datagrams: int, *, port: int = UDP_PORT, pace: Pace = PACE
+) -> Verdict:
     """Send datagrams, half of them through the router, and judge each by its answers on the wire."""
-    near, far, near_frames, far_frames = _drive(lan, clusterip, "udp", port, datagrams)
+    near, far, near_frames, far_frames = _drive(lan, clusterip, "udp", port, datagrams, pace)
     frames = near_frames + far_frames
     expected = _owner(clusterip, port, UDP)
     faults = _wrong_answers([*near, *far], expected)
@@ -74,7 +92,7 @@ def udp(lan: Lan, clusterip: ClusterIP, datagrams: int, *, port: int = UDP_PORT)
     return Verdict(len(near) + len(far), sources, by_node, 0, 0, tuple(faults))
 
 
-def echo(lan: Lan, clusterip: ClusterIP, requests: int) -> Verdict:
+def echo(lan: Lan, clusterip: ClusterIP, requests: int, *, pace: Pace = PACE) -> Verdict:
     """Send ICMP echo requests, half of them through the router, and judge each by its replies on the wire."""
     ip = str(clusterip.spec.ip)
     with ExitStack() as stack:
@@ -83,7 +101,7 @@ def echo(lan: Lan, clusterip: ClusterIP, requests: int) -> Verdict:
             stack.enter_context(Capture(lan.router, "eth0", vip=ip)),
         ]
         running = [
-            traffic.begin("icmp", host, ip, 0, requests // 2) for host in (lan.client, lan.routed_client)
+            _begin("icmp", host, ip, 0, requests // 2, pace) for host in (lan.client, lan.routed_client)
         ]
         echoes: list[Echo] = [e for r in running for e in r.echoes()]
     replies = (seen[0] + seen[1]).echo_replies()
@@ -101,18 +119,24 @@ def echo(lan: Lan, clusterip: ClusterIP, requests: int) -> Verdict:
 
 
 def _drive(
-    lan: Lan, clusterip: ClusterIP, protocol: str, port: int, count: int
+    lan: Lan, clusterip: ClusterIP, protocol: str, port: int, count: int, pace: Pace
 ) -> tuple[list[Answer], list[Answer], Frames, Frames]:
     ip = str(clusterip.spec.ip)
     with (
         Capture(lan.client, vip=ip) as near_frames,
         Capture(lan.router, "eth0", vip=ip) as far_frames,
     ):
-        near_running = traffic.begin(protocol, lan.client, ip, port, count // 2)
-        far_running = traffic.begin(protocol, lan.routed_client, ip, port, count - count // 2)
+        near_running = _begin(protocol, lan.client, ip, port, count // 2, pace)
+        far_running = _begin(protocol, lan.routed_client, ip, port, count - count // 2, pace)
         near, far = near_running.answers(), far_running.answers()
     # Only now, after the captures' ends, is every frame there.
     return near, far, near_frames, far_frames
+
+
+def _begin(protocol: str, host: Host, ip: str, port: int, count: int, pace: Pace) -> traffic.Running:
+    return traffic.begin(
+        protocol, host, ip, port, count, parallel=pace.parallel, timeout_seconds=pace.timeout_seconds
+    )
 
 
 def _of(answers: Sequence[Answer], sent: Mapping[Flow, list[str]]) -> dict[Flow, list[str]]:

@@ -16,7 +16,8 @@ from lbless_nodeagent.dataplane.engine import NOTHING, EngineError, Vip, Wanted
 
 
 class MemoryEngine:
-    """`kernel` is what it holds; `fails` is asked about each apply and returns a sentence to fail with."""
+    """`kernel` is what it holds; `fails` is asked about each apply and returns a sentence to fail with;
+    `leases` is how many seconds of its lease an interface has left."""
 
     name = "memory"
 
@@ -25,6 +26,7 @@ class MemoryEngine:
         self.fails: Callable[[Wanted], str | None] = lambda _: None
         self.available = True
         self.applies = 0
+        self.leases: dict[str, float] = {}
         self._applied: Wanted | None = None
 
     def capabilities(self) -> tuple[Capability, ...]:
@@ -62,6 +64,9 @@ class MemoryEngine:
 
     def installed(self) -> Wanted | None:
         return self.kernel
+
+    def lease_left(self, interface: str) -> float | None:
+        return self.leases.get(interface)
 
     def counters(self) -> Mapping[str, int]:
         return {"kept": 1}

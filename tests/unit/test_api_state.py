@@ -45,7 +45,7 @@ def test_observed_is_read_back_as_it_was_written():
         boottime_seconds=12.5,
         kernel="6.18",
         engines=(
-            EngineReport("iptables", True, capabilities=(IPTABLES,)),
+            EngineReport("iptables", True, capabilities=(IPTABLES,), unfenced="no libnftables"),
             EngineReport("nftables", False, "no libnftables", active=False),
         ),
         interfaces=(INTERFACE,),
@@ -61,7 +61,14 @@ def test_observed_is_read_back_as_it_was_written():
 def test_a_nodes_report_is_read_back_as_it_was_written():
     status = NodeStatus(
         "6.18",
-        (EngineReport("iptables", True, capabilities=(IPTABLES, replace(IPTABLES, max_buckets=32))),),
+        (
+            EngineReport(
+                "iptables",
+                True,
+                capabilities=(IPTABLES, replace(IPTABLES, max_buckets=32)),
+                unfenced="no libnftables",
+            ),
+        ),
         (INTERFACE,),
         "00ff",
         (FAILURE,),

@@ -292,6 +292,22 @@ def test_a_node_whose_engine_cannot_serve_it_is_left_out_and_named_until_it_can(
     assert condition(decision, Type.DEGRADED) == ("False", "AsPlanned")
 
 
+def test_a_node_that_can_have_no_lease_serves_and_is_named_as_one_that_nobody_takes_over_from():
+    scenario = serving("a", "b", "c")
+    why = "nftables is missing: install libnftables1."
+    unfenced = {"name": "iptables", "available": True, "active": True, "unfenced": why}
+    unused = {**unfenced, "name": "other", "active": False}
+    scenario.learn(objects.agent("b", scenario.next(), engines=[{**unfenced, "unfenced": ""}, unused]))
+    assert condition(scenario.step(), Type.DEGRADED) == ("False", "AsPlanned")
+    for name in "ab":
+        scenario.learn(objects.agent(name, scenario.next(), engines=[unfenced]))
+    decision = scenario.step()
+    assert sorted(shares(decision)) == ["a", "b", "c"]
+    assert condition(decision, Type.READY) == ("True", "Serving")
+    assert condition(decision, Type.DEGRADED) == ("True", "NoFastTakeover")
+    assert message(decision, Type.DEGRADED).endswith(f"no lease. Nodes a and b: {why}")
+
+
 def test_a_clusterip_that_no_nodes_engine_can_serve_keeps_its_assignment_and_says_why():
     scenario = serving("a", "b")
     before = scenario.decide().status.owners()

@@ -242,7 +242,7 @@ def test_every_report_fits_into_32_kib(
     seen = tuple(Peer(f"{n:0253}", 2**63 - 1) for n in range(peers))
     state = observed(
         kernel=kernel,
-        engines=(EngineReport(name, True, sentence, True, (ABLE,) * capabilities),) * engines,
+        engines=(EngineReport(name, True, sentence, True, (ABLE,) * capabilities, sentence),) * engines,
         interfaces=tuple(
             Interface(
                 name,

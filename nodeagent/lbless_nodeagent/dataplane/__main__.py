@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ from lbless_nodeagent.dataplane.report import Reporter
 from lbless_nodeagent.dataplane.rtnetlink import LinkError
 
 PROGRAM = "lbless-dataplane"
+LOCK_POLL_SECONDS = 0.005
 _CAPABILITIES = {12: "CAP_NET_ADMIN", 13: "CAP_NET_RAW"}
 
 _LOG = logging.getLogger("lbless.dataplane")
@@ -57,6 +59,11 @@ def _parser() -> argparse.ArgumentParser:
         help=f"how packets are filtered; {AUTO} is the first of {', '.join(ENGINES)} that works here",
     )
     parser.add_argument(
+        "--wait",
+        action="store_true",
+        help="where another one serves the state directory, wait for its end and take over from it",
+    )
+    parser.add_argument(
         "--cleanup", action="store_true", help="take all of lbless out of this node's kernel, then end"
     )
     return parser
@@ -66,7 +73,7 @@ def _serve(options: argparse.Namespace) -> None:
     stop = StopSignal()
     if options.key_file and not os.access(options.key_file, os.R_OK):
         raise Fatal(f"Key file {options.key_file} cannot be read: check its name and permissions.")
-    with _reconciler(options) as (reconciler, choice):
+    with _reconciler(options, stop) as (reconciler, choice):
         reporter = Reporter(options.state_dir, files.boot_id(), choice.passed_over)
         serve_metrics(options.metrics_port)
         if options.metrics_port:
@@ -87,24 +94,28 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _cleanup(options: argparse.Namespace) -> None:
-    with _reconciler(options) as (reconciler, _):
+    with _reconciler(options, None) as (reconciler, _):
         _remove(reconciler)
         _LOG.info("Nothing of lbless is left in the kernel.")
 
 
 @contextmanager
-def _reconciler(options: argparse.Namespace) -> Iterator[tuple[Reconciler, Choice]]:
-    """What both modes need, with everything that can be missing said in one sentence."""
+def _reconciler(options: argparse.Namespace, stop: StopSignal | None) -> Iterator[tuple[Reconciler, Choice]]:
+    """What both modes need, with everything that can be missing said in one sentence.
+
+    `stop` ends the waiting for another process, where that is asked for.
+    """
     _check_capabilities()
     directory: Path = options.state_dir
     try:
         for needed in (directory, directory / DESIRED, directory / APPLIED):
             files.make_directory(needed)
-        lock = files.lock(directory / ".dataplane.lock", PROGRAM)
+        # What takes long and touches nothing comes first: a node that is taken over from answers nobody.
+        choice = choose(options.engine)
+        lock = _lock(directory / ".dataplane.lock", stop if options.wait else None)
     except (files.UnwritableError, files.LockedError) as error:
         raise Fatal(str(error)) from None
     try:
-        choice = choose(options.engine)
         try:
             reconciler = _reconciler_of(options, choice)
             yield reconciler, choice
@@ -115,6 +126,24 @@ def _reconciler(options: argparse.Namespace) -> Iterator[tuple[Reconciler, Choic
         raise Fatal(str(error)) from None
     finally:
         os.close(lock)
+
+
+def _lock(path: Path, stop: StopSignal | None) -> int:
+    """Take the lock, waiting for it until `stop`; raises UnwritableError, LockedError, SystemExit."""
+    said = False
+    while True:
+        try:
+            return files.lock(path, PROGRAM)
+        except files.LockedError:
+            if stop is None:
+                raise
+            if stop.is_requested():
+                _LOG.info("Stopped; the other one goes on.")
+                raise SystemExit(0) from None
+        if not said:
+            _LOG.info("Another %s serves %s: waiting for its end to take over.", PROGRAM, path.parent)
+            said = True
+        time.sleep(LOCK_POLL_SECONDS)
 
 
 def _reconciler_of(options: argparse.Namespace, choice: Choice) -> Reconciler:

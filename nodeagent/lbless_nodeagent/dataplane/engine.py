@@ -113,6 +113,16 @@ class Engine(Protocol):
         """
         ...
 
+    def lease_left(self, interface: str) -> float | None:
+        """How many seconds the interface's lease still runs in the kernel; None if none does, or if the engine
+        was made without.
+
+        For a process that succeeds another. An engine that was made with a lease keeps no packet on an interface
+        that has none, and never gives one itself: where `apply` had to build the rules anew no lease is left, so
+        whoever renews them (`tick.renewal`) does that at once after it.
+        """
+        ...
+
     def counters(self) -> Mapping[str, int]:
         """How many packets met each end since the rules were built, by name."""
         ...

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from lbless_api.node import EngineReport
 from lbless_nodeagent.dataplane.engine import Engine, EngineError
@@ -19,21 +20,27 @@ _LOG = logging.getLogger(__name__)
 Constructors = Mapping[str, Callable[[], Engine]]
 
 
-def _nftables() -> Engine:
+def _nftables(*, lease: bool) -> Engine:
     from lbless_nodeagent.dataplane.nftables.engine import NftablesEngine  # noqa: PLC0415 - loads libnftables
 
-    return NftablesEngine()
+    return NftablesEngine(lease=lease)
 
 
-def _iptables() -> Engine:
+def _iptables(*, lease: bool) -> Engine:
     from lbless_nodeagent.dataplane.iptables.engine import IptablesEngine  # noqa: PLC0415 - memory few need
 
-    return IptablesEngine()
+    return IptablesEngine(lease=lease)
 
 
-ENGINES: Constructors = {"nftables": _nftables, "iptables": _iptables}
-"""By name, the preferred one first. A constructor opens nothing and never fails: what is missing is said by
-the engine's `probe`."""
+def engines(*, lease: bool) -> Constructors:
+    """All there are by name, the preferred one first. `lease`: they keep no packet on an interface without one.
+
+    A constructor opens nothing and never fails: what is missing is said by the engine's `probe`.
+    """
+    return {"nftables": partial(_nftables, lease=lease), "iptables": partial(_iptables, lease=lease)}
+
+
+ENGINES: Constructors = engines(lease=False)
 
 
 class Leftovers:

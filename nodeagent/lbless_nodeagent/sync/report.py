@@ -225,7 +225,13 @@ def _engines(engines: Sequence[EngineReport]) -> tuple[EngineReport, ...]:
     """The one in use first, so that it is there whatever has no room."""
     first = sorted(engines, key=lambda e: not e.active)[:MAX_ENGINES]
     bare = [
-        replace(e, name=shorten(e.name, 40)[:32], message="", capabilities=e.capabilities[:MAX_CAPABILITIES])
+        replace(
+            e,
+            name=shorten(e.name, 40)[:32],
+            message="",
+            capabilities=e.capabilities[:MAX_CAPABILITIES],
+            unfenced=shorten(e.unfenced, LEAST_ENGINE_MESSAGE_BYTES),
+        )
         for e in first
     ]
     room = max(LEAST_ENGINE_MESSAGE_BYTES, (ENGINES_BYTES - size(render_engines(bare))) // max(1, len(bare)))

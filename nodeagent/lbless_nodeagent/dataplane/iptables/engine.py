@@ -24,6 +24,8 @@ from lbless_api.node import EngineReport
 from lbless_nodeagent.dataplane.engine import EngineError, Vip, Wanted
 from lbless_nodeagent.dataplane.iptables import arp, entries, procfs, rules, wire
 from lbless_nodeagent.dataplane.iptables.writer import Writer
+from lbless_nodeagent.dataplane.nftables import probe
+from lbless_nodeagent.dataplane.nftables.fence import Fence, Place
 
 LOOK_SECONDS = 0.1
 """The kernel tells nobody that these tables changed, so they are looked at this often."""
@@ -71,9 +73,14 @@ class IptablesEngine:
 
     name = "iptables"
 
-    def __init__(self) -> None:
+    def __init__(self, *, lease: bool = False) -> None:
+        """`lease`: an interface needs one, if nftables works here as well."""
+        self._fence = Fence()
+        self._lease = lease
+        self._unfenced = ""
         self._capabilities: tuple[Capability, ...] = (_LEGACY, _CLUSTER)
         self._applied: _Applied | None = None
+        self._fenced: frozenset[Place] = frozenset()  # with what was applied
         self._writer = Writer()
         self._ticks = -1
 
@@ -115,10 +122,13 @@ class IptablesEngine:
             _LEGACY: found["legacy"] and f"The target CLUSTERIP does not work here: {found['legacy']}",
             _CLUSTER: found["cluster"] and f"The match cluster does not work here: {found['cluster']}",
         }
+        self._unfenced = (probe.trial(probe.FENCE) or "") if self._lease else ""
         able = tuple(way for way, why in missing.items() if not why)
         message = " ".join(why for why in missing.values() if why)
         self._capabilities = able or (_LEGACY, _CLUSTER)
-        return EngineReport(self.name, bool(able), message, capabilities=self._capabilities)
+        return EngineReport(
+            self.name, bool(able), message, capabilities=self._capabilities, unfenced=self._unfenced
+        )
 
     def apply(self, wanted: Wanted) -> None:
         """Bring the kernel from whatever it holds to `wanted`; see `Engine.apply`."""
@@ -126,7 +136,11 @@ class IptablesEngine:
             refused = self.refusal(vip)
             if refused or vip.ip != ip:
                 raise EngineError(refused or f"{ip} is wanted with the rules of {vip.ip}.")
-        held = _read()
+        held, places = _read(), _places(wanted)
+        if self._is_fenced:
+            self._fence.cover(places)  # before any rule of theirs keeps a packet
+        else:
+            self._fence.remove()
         if not _is(held, wanted):
             self._applied = None
             self._writer.do({"do": "apply", "wanted": wire.render(wanted)})
@@ -135,14 +149,18 @@ class IptablesEngine:
                 raise EngineError(
                     "The kernel holds other iptables rules than were just written: see which program changes them."
                 )
-        self._applied = _Applied(held)
+        if self._is_fenced:
+            self._fence.fence(places)
+        self._applied, self._fenced = _Applied(held), places
         self._writer.prepare()
 
     def verify(self) -> bool:
         """Whether the kernel still holds what was last applied."""
         if self._ticks >= 0:
             _drain(self._ticks)
-        return self._applied is not None and self._applied.is_in(_read())
+        if self._applied is None or (self._is_fenced and not self._fence.is_of(self._fenced)):
+            return False
+        return self._applied.is_in(_read())
 
     def audit(self) -> bool:
         """As `verify`, which reads everything already."""
@@ -151,6 +169,7 @@ class IptablesEngine:
     def remove(self) -> None:
         """Leave nothing of the engine's in the kernel, also of other versions of it."""
         self._applied = None
+        self._fence.remove()  # first: with nobody to renew it, it would drop what the next engine keeps
         found = entries.read(entries.IP, rules.TABLE)
         ours = found is not None and any(map(rules.is_ours, entries.parse(entries.IP, found)))
         if ours or not arp.is_held((), arp.read()):
@@ -166,10 +185,19 @@ class IptablesEngine:
         chains = rules.decode(found) if rules.is_led_to(found) else {}
         return rules.understand(chains, held.nodes)
 
+    def lease_left(self, interface: str) -> float | None:
+        """How many seconds the interface's lease still runs, None without one; see `Engine.lease_left`."""
+        return self._fence.lease_left(interface) if self._is_fenced else None
+
     def counters(self) -> Mapping[str, int]:
         """How many packets met each end since the rules were made, by name."""
         found = entries.read(entries.IP, rules.TABLE)
-        return rules.count(entries.parse(entries.IP, found)) if found else {}
+        counted = rules.count(entries.parse(entries.IP, found)) if found else {}
+        return {**counted, "unleased": self._fence.unleased()} if self._is_fenced else counted
+
+    @property
+    def _is_fenced(self) -> bool:
+        return self._lease and not self._unfenced
 
     def fileno(self) -> int | None:
         """A timer that becomes readable every `LOOK_SECONDS`, as the kernel has no notification of changes."""
@@ -180,9 +208,14 @@ class IptablesEngine:
     def close(self) -> None:
         """Let go of descriptors; the kernel keeps what it holds."""
         self._writer.close()
+        self._fence.close()
         if self._ticks >= 0:
             os.close(self._ticks)
             self._ticks = -1
+
+
+def _places(wanted: Wanted) -> frozenset[Place]:
+    return frozenset((vip.interface, vip.ip) for vip in wanted.vips.values())
 
 
 def _read() -> _Held:

@@ -6,6 +6,7 @@ one node. Such numbers are written into the structure after the library has chec
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import struct
@@ -30,6 +31,10 @@ _LEGACY_MODES = {
 }
 _SECONDS = 2.0
 """A program that takes no lock may commit in between, again and again: then the table is read anew, so long."""
+_REFUSALS = 3
+"""EINVAL so often means a rule that the kernel does not take. Once it may be such a program too: libiptc hands the
+counters back after the new table is in force, and the kernel refuses them when a rule has come in between
+(do_add_counters in net/ipv4/netfilter/ip_tables.c)."""
 
 # Else the library runs ldconfig to find it.
 if _found := [path for pattern in _LIBRARIES for path in sorted(glob.glob(pattern))]:
@@ -50,6 +55,7 @@ def commit(held: Chains, goal: Chains) -> None:
 
 def _transact(edit: Callable[[Any], None]) -> None:
     deadline = time.monotonic() + _SECONDS
+    refusals = 0
     while True:
         table = iptc.Table(iptc.Table.MANGLE, autocommit=False)
         try:
@@ -57,7 +63,8 @@ def _transact(edit: Callable[[Any], None]) -> None:
             edit(table)
             table.commit()
         except (iptc.IPTCError, iptc.XTablesError) as error:
-            if "temporarily" not in str(error):  # EAGAIN
+            refusals += os.strerror(errno.EINVAL) in str(error)
+            if os.strerror(errno.EAGAIN) not in str(error) and refusals in (0, _REFUSALS):
                 raise EngineError(f"The kernel does not take the iptables rules: {_brief(error)}.") from error
             if time.monotonic() > deadline:
                 raise EngineBusyError(

@@ -5,10 +5,9 @@ next door: `rules`, `footprint`, `transactions`.
 """
 
 import logging
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 from lbless_api import capabilities
 from lbless_api.buckets import BucketSet
@@ -23,7 +22,7 @@ from lbless_nodeagent.dataplane.nftables.batch import Batch
 from lbless_nodeagent.dataplane.nftables.footprint import vip as vip_of
 from lbless_nodeagent.dataplane.nftables.library import Library
 from lbless_nodeagent.dataplane.nftables.monitor import Monitor
-from lbless_nodeagent.dataplane.nftables.names import Family, valid_interface
+from lbless_nodeagent.dataplane.nftables.names import TABLE, Family, valid_interface
 from lbless_nodeagent.dataplane.nftables.netlink import Reader
 from lbless_nodeagent.dataplane.nftables.transactions import MAX_ELEMENTS, BucketChange, Held
 
@@ -40,13 +39,12 @@ CAPABILITIES = (
     ),
 )
 _ATTEMPTS = 3
-_PROBE_SECONDS = 60
 
 
 class _Connection:
     """What the engine talks through. The monitor is older than anything that is read."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, lease: bool) -> None:
         """Raises EngineError where nftables or the permission is missing."""
         with ExitStack() as opened:
             # First, as it fails with a sentence where libnftables would end the process.
@@ -57,7 +55,7 @@ class _Connection:
             self.batch = Batch()
             opened.callback(self.batch.close)
             self.library = Library()
-            self.layout = probe.layout(self.library)
+            self.layout = replace(probe.layout(self.library), lease=lease)
             self._opened = opened.pop_all()
 
     def close(self) -> None:
@@ -69,9 +67,10 @@ class NftablesEngine:
 
     name = "nftables"
 
-    def __init__(self, max_elements: int = MAX_ELEMENTS) -> None:
-        """`max_elements` is how many elements a transaction may have."""
+    def __init__(self, max_elements: int = MAX_ELEMENTS, *, lease: bool = False) -> None:
+        """`max_elements` is how many elements a transaction may have. `lease`: an interface needs one."""
         self._max_elements = max_elements
+        self._lease = lease
         self._connection: _Connection | None = None
         self._held: Held | None = None  # what the kernel holds, unless in doubt; None: not known
         self._doubt = False
@@ -106,27 +105,11 @@ class NftablesEngine:
         return None
 
     def probe(self) -> EngineReport:
-        """Try everything that is needed, leave nothing behind, and say what is missing. Never raises.
-
-        In a process of its own, as some versions of libnftables answer with a crash.
-        """
-        command = [sys.executable, "-P", "-m", probe.__name__]  # -P: nothing from the working directory
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return EngineReport(self.name, False, f"nftables could not be tried: {error}.")
-        if done.returncode == 0:
+        """Try everything that is needed, leave nothing behind, and say what is missing. Never raises."""
+        sentence = probe.trial()
+        if sentence is None:
             return EngineReport(self.name, True, capabilities=CAPABILITIES)
-        if done.returncode == probe.MISSING:
-            return EngineReport(self.name, False, done.stdout.strip())
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return EngineReport(
-            self.name,
-            False,
-            f"Trying nftables ended with status {done.returncode} ({last[:200]}): use another version of libnftables.",
-        )
+        return EngineReport(self.name, False, sentence)
 
     def apply(self, wanted: Wanted) -> None:
         """Bring the kernel from whatever it holds to `wanted`; see `Engine.apply`."""
@@ -176,6 +159,10 @@ class NftablesEngine:
         }
         return Wanted(vips=vips, local_sources=held.local_sources)
 
+    def lease_left(self, interface: str) -> float | None:
+        """How many seconds the interface's lease still runs, None without one; see `Engine.lease_left`."""
+        return readback.lease_left(self._connect().reader, TABLE, interface) if self._lease else None
+
     def counters(self) -> Mapping[str, int]:
         """How many packets met each end since the rules were built, by name."""
         return readback.read_counters(self._connect().reader)
@@ -196,7 +183,7 @@ class NftablesEngine:
 
     def _connect(self) -> _Connection:
         if self._connection is None:
-            self._connection = _Connection()
+            self._connection = _Connection(lease=self._lease)
         return self._connection
 
     def _check(self, wanted: Wanted) -> None:

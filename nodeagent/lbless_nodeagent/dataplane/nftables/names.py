@@ -20,6 +20,7 @@ class Family(StrEnum):
 
 SHARED, VIPS, PORTS, PORT_RANGES = "shared", "vips", "ports", "port_ranges"
 LOCAL_SOURCES, MACS, SOURCE_MACS, SEAL = "local_sources", "macs", "source_macs", "seal"
+LEASE = "lease"
 
 _FUNCTIONS = {HashFunction.JHASH: "jhash", HashFunction.LEGACY_CLUSTERIP: "legacy"}
 _MODES = {

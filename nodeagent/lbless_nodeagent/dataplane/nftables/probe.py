@@ -1,11 +1,13 @@
 """Whether nftables works here: each thing the engine needs, tried without being done.
 
-A program: ends with status 0 if all is there, else with MISSING and one sentence on standard output. What
-is tried is checked by libnftables and by the kernel, in a transaction that is never committed.
+A program: ends with status 0 if all is there, else with MISSING and one sentence on standard output. `fence` as
+its argument: all that the lease beside another engine needs. What is tried is checked by libnftables and by
+the kernel, in a transaction that is never committed.
 """
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,12 +15,14 @@ from dataclasses import dataclass
 from lbless_api.clusterip import HashParameters
 from lbless_api.hashing import HashFunction, HashMode
 from lbless_nodeagent.dataplane.engine import EngineError
-from lbless_nodeagent.dataplane.nftables import rules
+from lbless_nodeagent.dataplane.nftables import fence, rules
 from lbless_nodeagent.dataplane.nftables.library import LIBRARY, Library, brief
 from lbless_nodeagent.dataplane.nftables.names import TABLE, Family
 from lbless_nodeagent.dataplane.nftables.netlink import Reader
 
 MISSING = 3
+FENCE = "fence"
+_SECONDS = 60
 NEEDED_KERNEL = "Linux 5.16"
 NEEDED_LIBRARY = "1.0.2"
 _TABLE = "lbless_probe"
@@ -105,7 +109,7 @@ def _elsewhere(text: str) -> str:
 
 # Last, the real thing, for what is not among the features.
 _WHOLE = (
-    *(rules.table(family, rules.Layout()) for family in Family),
+    *(rules.table(family, rules.Layout(lease=True)) for family in Family),
     *(
         rules.add_group(HashParameters(function, mode, 1, 7, prefix_length))
         for function in HashFunction
@@ -122,6 +126,9 @@ def layout(library: Library) -> rules.Layout:
     reassembly = rules.REASSEMBLY[False]
     without = f"table {Family.IP} {_TABLE} {{\n chain c {{\n  {reassembly}\n }}\n}}\n"
     return rules.Layout(conntrack=library.refused(without) is not None)
+
+
+LEASE = Feature("the rules of a lease", "CONFIG_NF_TABLES and CONFIG_NF_TABLES_IPV4", _elsewhere(fence.TEXT))
 
 
 def missing(library: Library, features: Iterable[Feature] = (*FEATURES, WHOLE)) -> str | None:
@@ -143,11 +150,29 @@ def missing(library: Library, features: Iterable[Feature] = (*FEATURES, WHOLE)) 
     return None
 
 
+def trial(*what: str) -> str | None:
+    """Run this as a program, as some versions of libnftables answer with a crash; return one sentence or None.
+
+    `what` is nothing for all that the nftables engine needs, or `FENCE`.
+    """
+    command = [sys.executable, "-P", "-m", __name__, *what]  # -P: nothing from the working directory
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"nftables could not be tried: {error}."
+    if done.returncode == 0:
+        return None
+    if done.returncode == MISSING:
+        return done.stdout.strip()
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    return f"Trying nftables ended with status {done.returncode} ({last[:200]}): use another version of libnftables."
+
+
 def main() -> int:
-    """Try everything; return the status to end with."""
+    """Try what the command line says; return the status to end with."""
     try:
         Reader().close()
-        sentence = missing(Library())
+        sentence = missing(Library(), (LEASE,) if sys.argv[1:] == [FENCE] else (*FEATURES, WHOLE))
     except EngineError as error:
         sentence = str(error)
     if sentence is None:

@@ -4,6 +4,7 @@ A table is kept only if its structure is exactly what was sealed; otherwise it c
 whoever applies replaces it. Opens nothing, writes nothing.
 """
 
+import struct
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from lbless_api.clusterip import HashParameters, PortRange
 from lbless_nodeagent.dataplane.engine import EngineError
 from lbless_nodeagent.dataplane.nftables.footprint import PROTOCOL_NUMBERS, Footprint
 from lbless_nodeagent.dataplane.nftables.names import (
+    LEASE,
     LOCAL_SOURCES,
     MACS,
     PORT_RANGES,
@@ -40,10 +42,12 @@ from lbless_nodeagent.dataplane.nftables.netlink import (
     GETOBJ,
     GETRULE,
     GETSET,
+    GETSETELEM,
     GETTABLE,
     Attributes,
     Element,
     Reader,
+    attribute,
     attributes,
     name_attribute,
     name_of,
@@ -62,6 +66,8 @@ _CHAIN_PARTS = (2, 3, 4, 5, 7, 10)  # handle, name, hook, policy, type, flags
 _SET_PARTS = (2, 3, 4, 5, 6, 7, 16)  # name, flags, key type and length, data type and length, handle
 _RULE_PARTS = (2, 3, 4)  # chain, handle, expressions
 
+_NESTED = 0x8000
+_EXPIRATION = 5
 _INTERVAL_END = 0x1
 _GOTO = -4
 _COUNTER_OBJECT = 1
@@ -81,14 +87,14 @@ class Structure:
     sets: tuple[str, ...]
 
 
-def read_structure(reader: Reader, family: Family) -> Structure | None:
-    """Return the structure of our table of a family, or None if there is none."""
-    table = reader.one(GETTABLE, _AF[family], name_attribute(1, TABLE))
+def read_structure(reader: Reader, family: Family, name: str = TABLE) -> Structure | None:
+    """Return the structure of a table of ours, or None if there is none."""
+    table = reader.one(GETTABLE, _AF[family], name_attribute(1, name))
     if table is None:
         return None
-    chains = _ours(reader.dump(GETCHAIN, _AF[family]))
-    rules = _ours(reader.dump(GETRULE, _AF[family], name_attribute(1, TABLE)))
-    sets = _ours(reader.dump(GETSET, _AF[family], name_attribute(1, TABLE)))
+    chains = _of(name, reader.dump(GETCHAIN, _AF[family]))
+    rules = _of(name, reader.dump(GETRULE, _AF[family], name_attribute(1, name)))
+    sets = _of(name, reader.dump(GETSET, _AF[family], name_attribute(1, name)))
     digest = sha256()
     digest.update(b"".join(_parts(table, _TABLE_PARTS)))
     for objects, parts in ((chains, _CHAIN_PARTS), (rules, _RULE_PARTS), (sets, _SET_PARTS)):
@@ -103,13 +109,22 @@ def read_structure(reader: Reader, family: Family) -> Structure | None:
     )
 
 
+def is_sealed(reader: Reader, family: Family, structure: Structure, table: str = TABLE) -> bool:
+    """Whether that structure of a table is the one that was recorded in it."""
+    return [e.key for e in reader.elements(_AF[family], table, SEAL)] == [structure.digest]
+
+
 def read(reader: Reader, layout: Layout) -> Held:
     """Return what the tables hold that could be kept, where they are to be of that layout."""
     found = _Found()
     tables, groups, egress = set(), set(), set()
     for family in Family:
         structure = read_structure(reader, family)
-        if structure is None or structure.comment != layout.comment or not _sealed(reader, family, structure):
+        if (
+            structure is None
+            or structure.comment != layout.comment
+            or not is_sealed(reader, family, structure)
+        ):
             continue
         part = _Found()
         try:
@@ -138,15 +153,27 @@ def tables_of_ours(reader: Reader) -> list[str]:
     return found
 
 
-def read_counters(reader: Reader) -> dict[str, int]:
+def read_counters(reader: Reader, table: str = TABLE) -> dict[str, int]:
     """Packets counted by each named counter of our tables; those of other tables than `ip` with its name."""
     packets = {}
     for family in Family:
         prefix = "" if family is Family.IP else f"{family}_"
-        for one in _ours(reader.dump(GETOBJ, _AF[family], name_attribute(1, TABLE))):
+        for one in _of(table, reader.dump(GETOBJ, _AF[family], name_attribute(1, table))):
             if int.from_bytes(one[3], "big") == _COUNTER_OBJECT:
                 packets[prefix + name_of(one[2])] = int.from_bytes(attributes(one[4])[2], "big")
     return packets
+
+
+def lease_left(reader: Reader, table: str, interface: str) -> float | None:
+    """How many seconds an interface's lease of that table still runs; None if none does."""
+    # NFTA_LIST_ELEM of NFTA_SET_ELEM_KEY of NFTA_DATA_VALUE
+    key = attribute(_NESTED | 1, attribute(1, struct.pack("16s", interface.encode())))
+    request = name_attribute(1, table) + name_attribute(2, LEASE)
+    found = reader.one(GETSETELEM, AF_IPV4, request + attribute(_NESTED | 3, attribute(_NESTED | 1, key)))
+    if found is None:
+        return None
+    expiration = attributes(attributes(found[3])[1]).get(_EXPIRATION)
+    return int.from_bytes(expiration, "big") / 1_000 if expiration else None
 
 
 @dataclass(slots=True)
@@ -294,12 +321,8 @@ def _groups(structure: Structure) -> set[HashParameters]:
     return {group for group in map(group_of_set, structure.sets) if group}
 
 
-def _sealed(reader: Reader, family: Family, structure: Structure) -> bool:
-    return [e.key for e in reader.elements(_AF[family], TABLE, SEAL)] == [structure.digest]
-
-
-def _ours(dumped: list[memoryview]) -> list[Attributes]:
-    name = TABLE.encode() + b"\0"
+def _of(table: str, dumped: list[memoryview]) -> list[Attributes]:
+    name = table.encode() + b"\0"
     return [one for one in map(attributes, dumped) if bytes(one.get(1, b"")) == name]
 
 

@@ -10,6 +10,7 @@ from itertools import chain
 
 from lbless_api.clusterip import HashParameters
 from lbless_api.hashing import HashFunction, HashMode
+from lbless_nodeagent.dataplane.nftables import lease
 from lbless_nodeagent.dataplane.nftables.names import (
     LOCAL_SOURCES,
     MACS,
@@ -34,14 +35,16 @@ adopting it."""
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the tables are built on this node. `conntrack`: connection tracking has fragments reassembled."""
+    """How the tables are built on this node. `conntrack`: connection tracking has fragments reassembled.
+    `lease`: nothing is kept on an interface without one."""
 
     conntrack: bool = True
+    lease: bool = False
 
     @property
     def comment(self) -> str:
         """The comment of each table: one of another layout is replaced, like that of another version."""
-        return f"{_FORMAT}{' conntrack' if self.conntrack else ''}"
+        return f"{_FORMAT}{' conntrack' if self.conntrack else ''}{' lease' if self.lease else ''}"
 
 
 REASSEMBLY = {True: "ct state invalid drop", False: "meta l4proto tcp tproxy to :1"}
@@ -111,7 +114,11 @@ def table(family: Family, layout: Layout) -> str:
         f" chain reassemble {{\n  {REASSEMBLY[layout.conntrack]}\n }}\n" if family is Family.IP else ""
     )
     body = f'comment "{layout.comment}";\n{_TABLES[family]}\n{reassembly}'
-    return f"add table {name}\ndelete table {name}\ntable {name} {{ {body}}}\n"
+    text = f"add table {name}\ndelete table {name}\ntable {name} {{ {body}}}\n"
+    if layout.lease and family is Family.IP:
+        # All that is kept on the segment comes through there, and last: what is foreign pays nothing for it.
+        text += f"{lease.structure(TABLE)}insert rule {name} keep {lease.UNLEASED}\n"
+    return text
 
 
 def add_egress(interface: str) -> str:
@@ -165,7 +172,6 @@ def _group_chains(group: HashParameters) -> dict[str, str]:
         f"{name}_portless": _hashed(group, "ip saddr", (), portless),
         **_errors(group, portless),
         f"{name}_icmp": f"icmp type != {_ICMP_ERRORS} goto {name}_portless\n  goto {name}_error",
-        # The lease of a later version comes first in the entry chains, before ports are looked at.
         name: "\n  ".join(
             (
                 f"meta l4proto vmap {{ {to_ports}, ah : goto {name}_ah, icmp : goto {name}_icmp }}",

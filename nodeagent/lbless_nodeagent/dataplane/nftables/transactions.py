@@ -140,9 +140,9 @@ def transactions(
     return piece.finish()
 
 
-def seal(family: Family, digest: bytes) -> str:
+def seal(family: Family, digest: bytes, table: str = TABLE) -> str:
     """Record the digest of a table's structure, 16 bytes, in the table itself."""
-    name = f"{family} {TABLE} {SEAL}"
+    name = f"{family} {table} {SEAL}"
     words = ":".join(digest[i : i + 2].hex() for i in range(0, 16, 2))
     return f"flush set {name}\nadd element {name} {{ {words} }}\n"
 

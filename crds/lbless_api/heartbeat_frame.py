@@ -1,0 +1,334 @@
+"""The bytes of heartbeats on the wire: the payload of an Ethernet frame, version 1.
+
+Owns layout, authentication and ranges. What a message means is `heartbeat`'s and membership's, sockets are
+the dataplane's. All integers are big-endian and unsigned; u48 and u40 are six and five bytes long.
+
+    head       every message
+     0  u8     version, 1
+     1  u8     kind: 1 heartbeat, 2 epoch request, 3 epoch piece
+     2  8      node id of the sender
+    10  u48    incarnation
+    16  u40    sequence (milliseconds since boot: enough for 34 years)
+
+    heartbeat  after the head                  peer report           21 bytes
+    21  u8     flags                            0  8    node id
+    22  u16    lease, ms                        8  u48  incarnation
+    24  u16    hold, ms                        14  u40  sequence
+    26  u8     group size                      19  u16  age, ms; 65535: that or older
+    27  8      smallest member                 verdict               14 bytes
+    35  u8     number of peer reports           0  8    node id
+    36  u8     number of verdicts               8  u48  incarnation
+    37  u8     number of epoch reports         epoch report          21 bytes
+    38         peer reports, then verdicts,     0  8    ClusterIP id
+               then epoch reports               8  u48  epoch held
+                                               14  u48  epoch in use
+                                               20  u8   1: owns, 2: named, from 4 on: handover
+
+    epoch request, after the head              epoch piece, after the head
+    21         for each that is wanted,        21  8    ClusterIP id
+               14 bytes:                       29  u48  epoch
+                0  8    ClusterIP id           35  u8   index
+                8  u48  epoch                  36  u8   count
+                                               37       data, at least one byte
+
+    tail       every message: the first 16 bytes of the HMAC-SHA256 of all that is before them
+               (RFC 2104, section 5, allows half of the hash and no less than 80 bits)
+
+The length of the frame says where the tail is: no message is so short that Ethernet pads it (46 bytes), nor
+longer than 1,400 bytes, so that it fits where an overlay takes its part of the 1,500.
+
+The layout has no place yet for what membership has come to need (`Heartbeat.digest`, `PeerReport.complete` and
+`direct`, `EpochReport.acting`): a message in which one of them says something is refused, never sent without it.
+"""
+
+from __future__ import annotations
+
+import hmac
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from enum import IntEnum, StrEnum
+from typing import NamedTuple
+
+from lbless_api.heartbeat import (
+    ID_BYTES,
+    EpochPiece,
+    EpochReport,
+    EpochRequest,
+    Flag,
+    Handover,
+    Heartbeat,
+    Message,
+    PeerReport,
+    Verdict,
+)
+
+VERSION = 1
+MAX_BYTES = 1400
+MAX_NUMBER = 2**48 - 1
+"""The largest incarnation and epoch: what is larger must not come to be. Unix time in ms reaches it in 10889."""
+MAX_SEQUENCE = 2**40 - 1
+MAX_PEERS = 63
+TAG_BYTES = 16
+
+
+class Kind(IntEnum):
+    """What a frame is."""
+
+    HEARTBEAT = 1
+    EPOCH_REQUEST = 2
+    EPOCH_PIECE = 3
+
+
+class Reason(StrEnum):
+    """Why a frame is refused; a counter's label."""
+
+    TRUNCATED = "Truncated"
+    TOO_LONG = "TooLong"
+    VERSION = "Version"
+    UNAUTHENTICATED = "Unauthenticated"
+    KIND = "Kind"
+    MALFORMED = "Malformed"
+
+
+class Refused(Exception):
+    """A frame that says nothing. Of an authentic one (`KIND`, `MALFORMED`) the sender is at fault."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+class Stamp(NamedTuple):
+    """Whose frame it is; a newer one of a node compares as greater."""
+
+    node: bytes
+    incarnation: int
+    sequence: int
+
+
+_HEAD = struct.Struct("!BB8sHIBI")
+_HEARTBEAT = struct.Struct("!BHHB8sBBB")
+_PEER = struct.Struct("!8sHIBIH")
+_NUMBERED = struct.Struct("!8sHI")  # a verdict, or a wanted epoch
+_EPOCH = struct.Struct("!8sHIHIB")
+_PIECE = struct.Struct("!8sHIBB")
+
+_RECORDS_AT = _HEAD.size + _HEARTBEAT.size
+_DATA_AT = _HEAD.size + _PIECE.size
+_ROOM = MAX_BYTES - _RECORDS_AT - TAG_BYTES
+MIN_BYTES = _HEAD.size + _NUMBERED.size + TAG_BYTES
+MAX_WANTED = (MAX_BYTES - _HEAD.size - TAG_BYTES) // _NUMBERED.size
+MAX_DATA_BYTES = MAX_BYTES - _DATA_AT - TAG_BYTES
+
+_ALL_FLAGS = sum(Flag)
+_LOW = 0xFFFFFFFF
+_MAX_AGE_MS = 0xFFFF
+# By what the last byte of an epoch report may be; a lookup costs a tenth of calling the enumeration.
+_STATES = {
+    owns | named << 1 | handover << 2: (bool(owns), bool(named), handover)
+    for owns in (0, 1)
+    for named in (0, 1)
+    for handover in Handover
+}
+
+
+def fit(heartbeat: Heartbeat) -> Heartbeat:
+    """Return what of a heartbeat one frame holds: peers, then verdicts, then epochs, each from the front.
+
+    The peers of a segment of 64 nodes are always all in it; beside 15 peers there is room for 49 epochs,
+    beside 63 for one.
+    """
+    peers = heartbeat.peers[:MAX_PEERS]
+    room = _ROOM - len(peers) * _PEER.size
+    verdicts = heartbeat.verdicts[: room // _NUMBERED.size]
+    room -= len(verdicts) * _NUMBERED.size
+    return replace(heartbeat, peers=peers, verdicts=verdicts, epochs=heartbeat.epochs[: room // _EPOCH.size])
+
+
+def encode(message: Message, key: bytes) -> bytes:
+    """Return the frame of a message, signed; ages above 65,535 ms become that.
+
+    Raises ValueError, one sentence, for a value out of its range and for more than one frame holds: see `fit`.
+    """
+    try:
+        kind, body = _body(message)
+        head = _HEAD.pack(
+            VERSION,
+            kind,
+            _id(message.node),
+            *_u48(message.incarnation),
+            message.sequence >> 32,
+            message.sequence & _LOW,
+        )
+    except struct.error as error:
+        raise ValueError(f"A field of a {type(message).__name__} is out of its range ({error}).") from None
+    signed = head + body
+    if len(signed) + TAG_BYTES > MAX_BYTES:
+        raise ValueError(f"A {type(message).__name__} of {len(signed)} bytes does not fit into one frame.")
+    return signed + _tag(signed, key)
+
+
+def decode(payload: bytes, keys: Sequence[bytes]) -> Message:
+    """Return what a frame says that one of `keys` signed; raises Refused."""
+    stamp(payload, keys)
+    return parse(payload)
+
+
+def stamp(payload: bytes, keys: Sequence[bytes]) -> Stamp:
+    """Return whose frame it is if one of `keys` signed it, and read nothing else; raises Refused."""
+    if len(payload) < MIN_BYTES:
+        raise Refused(Reason.TRUNCATED)
+    if len(payload) > MAX_BYTES:
+        raise Refused(Reason.TOO_LONG)
+    if payload[0] != VERSION:
+        raise Refused(Reason.VERSION)
+    signed, tag = payload[:-TAG_BYTES], payload[-TAG_BYTES:]
+    if not any(hmac.compare_digest(_tag(signed, key), tag) for key in keys):
+        raise Refused(Reason.UNAUTHENTICATED)
+    return _head(payload)[1]
+
+
+def parse(payload: bytes) -> Message:
+    """Return what a frame says that `stamp` took for authentic; raises Refused."""
+    kind, sender = _head(payload)
+    if kind == Kind.HEARTBEAT:
+        return _heartbeat(payload, sender)
+    if kind == Kind.EPOCH_REQUEST:
+        return _request(payload, sender)
+    if kind == Kind.EPOCH_PIECE:
+        return _piece(payload, sender)
+    raise Refused(Reason.KIND)
+
+
+def _body(message: Message) -> tuple[Kind, bytes]:
+    if isinstance(message, Heartbeat):
+        return Kind.HEARTBEAT, _heartbeat_body(message)
+    if isinstance(message, EpochRequest):
+        if not message.wanted:
+            raise ValueError("An EpochRequest that wants nothing cannot be sent.")
+        return Kind.EPOCH_REQUEST, _numbered(message.wanted)
+    if not message.data or message.index >= message.count:
+        raise ValueError(f"An EpochPiece without data or beyond its count ({message.index}) cannot be sent.")
+    head = _PIECE.pack(_id(message.clusterip), *_u48(message.epoch), message.index, message.count)
+    return Kind.EPOCH_PIECE, head + message.data
+
+
+def _heartbeat_body(heartbeat: Heartbeat) -> bytes:
+    if heartbeat.flags & ~_ALL_FLAGS:
+        raise ValueError(f"A Heartbeat has no flag {int(heartbeat.flags):#x}.")
+    if (
+        heartbeat.digest
+        or not all(peer.complete and peer.direct for peer in heartbeat.peers)
+        or any(epoch.acting for epoch in heartbeat.epochs)
+    ):
+        raise ValueError("A frame of version 1 cannot hold digest, complete, direct and acting.")
+    head = _HEARTBEAT.pack(
+        heartbeat.flags,
+        heartbeat.lease_ms,
+        heartbeat.hold_ms,
+        heartbeat.group_size,
+        _id(heartbeat.smallest_member),
+        len(heartbeat.peers),
+        len(heartbeat.verdicts),
+        len(heartbeat.epochs),
+    )
+    peers = b"".join(
+        _PEER.pack(
+            _id(peer.node),
+            *_u48(peer.incarnation),
+            peer.sequence >> 32,
+            peer.sequence & _LOW,
+            min(peer.age_ms, _MAX_AGE_MS),
+        )
+        for peer in heartbeat.peers
+    )
+    verdicts = _numbered((verdict.node, verdict.incarnation) for verdict in heartbeat.verdicts)
+    epochs = b"".join(
+        _EPOCH.pack(
+            _id(epoch.clusterip),
+            *_u48(epoch.held),
+            *_u48(epoch.in_use),
+            epoch.owns | epoch.named << 1 | epoch.handover << 2,
+        )
+        for epoch in heartbeat.epochs
+    )
+    return head + peers + verdicts + epochs
+
+
+def _numbered(pairs: Iterable[tuple[bytes, int]]) -> bytes:
+    return b"".join(_NUMBERED.pack(_id(one), *_u48(number)) for one, number in pairs)
+
+
+def _u48(number: int) -> tuple[int, int]:
+    """The two fields of a number of six bytes; struct refuses the first of one that is longer."""
+    return number >> 32, number & _LOW
+
+
+def _id(value: bytes) -> bytes:
+    if len(value) != ID_BYTES:  # struct would cut it or fill it up
+        raise ValueError(f"An id in a frame has {ID_BYTES} bytes, not {len(value)}.")
+    return value
+
+
+def _tag(signed: bytes, key: bytes) -> bytes:
+    return hmac.digest(key, signed, "sha256")[:TAG_BYTES]
+
+
+def _head(payload: bytes) -> tuple[int, Stamp]:
+    _, kind, node, high, low, sequence_high, sequence_low = _HEAD.unpack_from(payload)
+    return kind, Stamp(node, high << 32 | low, sequence_high << 32 | sequence_low)
+
+
+def _heartbeat(payload: bytes, sender: Stamp) -> Heartbeat:
+    if len(payload) < _RECORDS_AT + TAG_BYTES:
+        raise Refused(Reason.MALFORMED)
+    flags, lease_ms, hold_ms, group_size, smallest, *counts = _HEARTBEAT.unpack_from(payload, _HEAD.size)
+    verdicts_at = _RECORDS_AT + counts[0] * _PEER.size
+    epochs_at = verdicts_at + counts[1] * _NUMBERED.size
+    end = epochs_at + counts[2] * _EPOCH.size
+    if end + TAG_BYTES != len(payload) or flags & ~_ALL_FLAGS or counts[0] > MAX_PEERS:
+        raise Refused(Reason.MALFORMED)
+    peers = _PEER.iter_unpack(payload[_RECORDS_AT:verdicts_at])
+    verdicts = _NUMBERED.iter_unpack(payload[verdicts_at:epochs_at])
+    return Heartbeat(
+        *sender,
+        Flag(flags),
+        lease_ms,
+        hold_ms,
+        group_size,
+        smallest,
+        tuple([PeerReport(node, a << 32 | b, c << 32 | d, age_ms) for node, a, b, c, d, age_ms in peers]),
+        tuple([Verdict(node, a << 32 | b) for node, a, b in verdicts]),
+        _epochs(payload[epochs_at:end]),
+    )
+
+
+def _epochs(records: bytes) -> tuple[EpochReport, ...]:
+    states = _STATES
+    try:
+        return tuple(
+            [
+                EpochReport(clusterip, a << 32 | b, c << 32 | d, *states[state])
+                for clusterip, a, b, c, d, state in _EPOCH.iter_unpack(records)
+            ]
+        )
+    except KeyError:
+        raise Refused(Reason.MALFORMED) from None
+
+
+def _request(payload: bytes, sender: Stamp) -> EpochRequest:
+    records = payload[_HEAD.size : -TAG_BYTES]
+    if len(records) % _NUMBERED.size:
+        raise Refused(Reason.MALFORMED)
+    return EpochRequest(*sender, tuple([(one, a << 32 | b) for one, a, b in _NUMBERED.iter_unpack(records)]))
+
+
+def _piece(payload: bytes, sender: Stamp) -> EpochPiece:
+    data = payload[_DATA_AT:-TAG_BYTES]
+    if not data:
+        raise Refused(Reason.MALFORMED)
+    clusterip, high, low, index, count = _PIECE.unpack_from(payload, _HEAD.size)
+    if index >= count:
+        raise Refused(Reason.MALFORMED)
+    return EpochPiece(*sender, clusterip, high << 32 | low, index, count, data)

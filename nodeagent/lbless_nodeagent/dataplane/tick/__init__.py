@@ -1,0 +1,1 @@
+"""The tick: heartbeats and lease, in a process that nothing delays. Small imports, and nothing that blocks."""
