@@ -1,50 +1,80 @@
-"""Who owns which buckets while some that an epoch names are dead, as nodes compute it: for who plans the next.
+"""Who owns which buckets while some that an epoch names are dead: the same for nodes and for who plans the next.
 
 Pure. Who lives, holds and acts is for membership to say, and for the caller to know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from hashlib import sha256
 from ipaddress import IPv4Address
 
 from lbless_api.buckets import BucketSet
-from lbless_api.clusterip import Assignment
 from lbless_api.successors import rank
 
 _NONE = BucketSet()
 
 
-def effective_owners(
-    ip: IPv4Address | str,
-    buckets: int,
-    assignments: Iterable[Assignment],
+@dataclass(frozen=True, slots=True)
+class Division:
+    """Of an epoch what the living keep, and what others have left to be shared out among `heirs`, by name."""
+
+    kept: Mapping[str, BucketSet]
+    left: BucketSet
+    heirs: tuple[str, ...]
+
+    def owned(self, ip: IPv4Address | str, node: str) -> BucketSet:
+        """The buckets of one node: what it keeps, and for which of the rest it is the first of `rank(…)`."""
+        return self.kept.get(node, _NONE) | _firsts(ip, self.left, node, self.heirs)
+
+    def owners(self, ip: IPv4Address | str) -> dict[str, BucketSet]:
+        """Those of all that keep or inherit any; with less work than asking for each."""
+        inherited: dict[str, list[int]] = {heir: [] for heir in self.heirs}
+        for bucket in self.left if inherited else ():
+            inherited[rank(ip, bucket, self.heirs)[0]].append(bucket)
+        gained = {heir: self.kept.get(heir, _NONE) | BucketSet(got) for heir, got in inherited.items()}
+        return {**self.kept, **gained}
+
+
+def divide(
+    assigned: Mapping[str, BucketSet],
     *,
     living: Set[str],
     held: Collection[str] = (),
-    acting: Collection[str] = (),
     reserved: BucketSet = _NONE,
-) -> dict[str, BucketSet]:
-    """Return node → what it owns in effect, for every node that `assignments` name.
+) -> Division:
+    """Return who has what while only the `living` of those that an epoch names live in the named incarnation.
 
-    `living` are those that live in the incarnation they are named with: they own what is assigned to them.
-    What the others leave goes bucket by bucket to the first of `rank(…)` among the living that are not `held`,
-    or among all living where all are. Where none lives, those of the named that are `acting` share all
-    `buckets` in the same way; where none does either, nobody owns anything. `reserved` buckets are inherited
-    by nobody.
+    They keep what is assigned to them. What the others leave goes to the living that are not `held`, or to all
+    of them where all are: one that was alone keeps what it has taken over. Where none lives, nobody owns
+    anything until some act. `reserved` buckets nobody inherits.
     """
-    named = list(assignments)
-    owners = {a.node: a.buckets if a.node in living else _NONE for a in named}
+    kept = {node: buckets for node, buckets in assigned.items() if node in living}
     left = _NONE
-    for assignment in named:
-        if assignment.node not in living:
-            left |= assignment.buckets
-    heirs = [a.node for a in named if a.node in living]
-    heirs = [node for node in heirs if node not in held] or heirs
-    if not heirs:
-        heirs, left = [a.node for a in named if a.node in acting], BucketSet.full(buckets)
-    inherited: dict[str, list[int]] = {heir: [] for heir in heirs}
-    if heirs:
-        for bucket in left - reserved:
-            inherited[rank(ip, bucket, heirs)[0]].append(bucket)
-    return owners | {heir: owners[heir] | BucketSet(gained) for heir, gained in inherited.items()}
+    for node, buckets in assigned.items():
+        if node not in living:
+            left |= buckets
+    heirs = tuple(node for node in kept if node not in held) or tuple(kept)
+    return Division(kept, left - reserved, heirs)
+
+
+def act(buckets: int, acting: Iterable[str], *, reserved: BucketSet = _NONE) -> Division:
+    """Return who has what where no named node lives: those that act share everything that is not `reserved`."""
+    return Division({}, BucketSet.full(buckets) - reserved, tuple(acting))
+
+
+def _firsts(ip: IPv4Address | str, buckets: Iterable[int], node: str, nodes: Sequence[str]) -> BucketSet:
+    """Those of `buckets` for which `node` comes first in `lbless_api.successors.rank`."""
+    if node not in nodes:
+        return _NONE
+    mine = f"/{node}".encode()
+    others = [f"/{name}".encode() for name in nodes if name != node]
+    taken = []
+    for bucket in buckets:
+        prefix = f"{ip}/{bucket}".encode()
+        score = sha256(prefix + mine).digest()
+        # Stops at the first that comes before: most buckets are someone else's.
+        if all(sha256(prefix + other).digest() < score for other in others):
+            taken.append(bucket)
+    return BucketSet(taken)

@@ -11,7 +11,7 @@ from itertools import chain
 
 from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import Assignment, Spec
-from lbless_api.ownership import effective_owners
+from lbless_api.ownership import act, divide
 from lbless_api.successors import rank
 from lbless_operator.conditions import Reason
 from lbless_operator.eligibility import Readiness, Standing, Verdict, describe, explain_none
@@ -115,18 +115,15 @@ def _owners(spec: Spec, current: Status, verdicts: list[Verdict], segment: Segme
         gone = segment.speaks and (verdict is None or verdict.standing is Standing.GONE)
         return not segment.counts_dead(a.node, a.incarnation) and (not gone or segment.hears(a.node))
 
+    owners = current.owners()
     living = {a.node for a in current.assignments if lives(a)}
-    if len(living) == len(current.assignments):
-        return current.owners()
-    return effective_owners(
-        spec.ip,
-        spec.hash.buckets,
-        current.assignments,
-        living=living,
-        held=segment.held,
-        acting=segment.acting,
-        reserved=spec.reserved,
-    )
+    if len(living) == len(owners):
+        return owners
+    division = divide(owners, living=living, held=segment.held, reserved=spec.reserved)
+    if not living:
+        acting = [node for node in owners if node in segment.acting]
+        division = act(spec.hash.buckets, acting, reserved=spec.reserved)
+    return dict.fromkeys(owners, BucketSet()) | division.owners(spec.ip)
 
 
 def print_shares(assignments: Iterable[Assignment]) -> str:

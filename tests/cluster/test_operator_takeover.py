@@ -12,8 +12,7 @@ import pytest
 
 from cluster.operatorworld import Operator, World, conditions, shares, until
 from lbless_api.buckets import BucketSet
-from lbless_api.clusterip import Assignment
-from lbless_api.ownership import effective_owners
+from lbless_api.ownership import divide
 from lbless_api.segment import Condition, Peer, SegmentReport
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
@@ -34,8 +33,7 @@ def owned(clusterip: dict[str, Any]) -> dict[str, BucketSet]:
 
 
 def held_by_successors(world: World, clusterip: dict[str, Any], living: list[str]) -> dict[str, BucketSet]:
-    named = [Assignment(node, 1, buckets) for node, buckets in owned(clusterip).items()]
-    return effective_owners(world.ip, 256, named, living=set(living))
+    return divide(owned(clusterip), living=set(living)).owners(world.ip)
 
 
 def serving(program: Operator, world: World, *shorts: str) -> dict[str, Any]:
