@@ -6,7 +6,7 @@ agent counts as fresh for much longer than a node is dead.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
 from lbless_api.heartbeat import node_id
@@ -30,7 +30,8 @@ class Segment:
     """What follows from all that is said. `speaks`: anybody said anything that counts.
 
     `dead` are the lives that the winning group counts dead. `heard` has, by node id, the newest incarnation of
-    which anybody whose word counts has had a heartbeat. `held` and `acting` are names.
+    which anybody whose word counts has had a heartbeat. `held` and `acting` are names. `unanswered` are lives
+    that another counts dead, and whose own report does not count that one dead in turn.
     """
 
     speaks: bool = False
@@ -38,6 +39,7 @@ class Segment:
     heard: Mapping[bytes, int] = field(default_factory=dict)
     held: frozenset[str] = frozenset()
     acting: frozenset[str] = frozenset()
+    unanswered: frozenset[Life] = field(default=frozenset(), compare=False)
 
     def counts_dead(self, node: str, incarnation: int) -> bool:
         """Whether this life is over: the winning group says so, or there is a newer one of the node."""
@@ -66,16 +68,22 @@ class _Word:
     is_reliable: bool
 
 
-def listen(reporters: Iterable[Reporter]) -> Segment:
+def listen(reporters: Iterable[Reporter], outdated: Set[Life] = frozenset()) -> Segment:
     """Put the reports of all fresh nodes on one segment together.
 
     A life is dead if somebody in the winning group counts it dead and nobody in that group hears it. Who is
     deaf, listens, leaves or has no lease counts nobody dead. Where nodes count each other dead the larger
-    group wins, as on the segment itself (rule 6); of two equal ones that with the smallest id.
+    group wins, as on the segment itself (rule 6); of two equal ones that without anybody `unanswered`, then
+    that with the smallest id.
+
+    A group may be large only in words from before its members died. They may as well be about to contradict:
+    those of them that had time enough, `outdated`, have no say any more while they are `unanswered`.
     """
     words = _current([_word(reporter) for reporter in reporters])
+    unanswered = _unanswered(words)
+    words = [word for word in words if word.life not in unanswered & outdated]
     hearing = [word for word in words if Condition.DEAF not in word.conditions]
-    winners = _winning_group([word for word in words if word.is_reliable])
+    winners = _winning_group([word for word in words if word.is_reliable], unanswered)
     alive = {life for word in winners for life in (word.life, *word.heard)}
     return Segment(
         speaks=bool(words),
@@ -83,6 +91,7 @@ def listen(reporters: Iterable[Reporter]) -> Segment:
         heard=_newest(life for word in hearing for life in (word.life, *word.heard)),
         held=frozenset(word.name for word in words if Condition.HELD in word.conditions),
         acting=frozenset(word.name for word in words if Condition.ACTING in word.conditions),
+        unanswered=unanswered,
     )
 
 
@@ -99,18 +108,19 @@ def _word(reporter: Reporter) -> _Word:
 
 
 def _current(words: list[_Word]) -> list[_Word]:
-    """Those that are not from before their sender died, or began its present life.
-
-    Who lives and is counted dead by another with a lease hears so within a tick, and then counts that one dead
-    as well or begins a new life.
-    """
+    """Those that are not from before their sender began its present life."""
     newest = _newest(life for word in words for life in (word.life, *word.heard))
-    words = [word for word in words if newest[word.life[0]] == word.life[1]]
+    return [word for word in words if newest[word.life[0]] == word.life[1]]
+
+
+def _unanswered(words: list[_Word]) -> frozenset[Life]:
+    """Who lives and is counted dead by another with a lease hears so within a tick, and then counts that one dead
+    as well or begins a new life; and its report says so."""
     accusers: dict[Life, list[Life]] = {}
     for word in words:
         for life in word.dead if word.is_reliable else ():
             accusers.setdefault(life, []).append(word.life)
-    return [word for word in words if word.dead.issuperset(accusers.get(word.life, ()))]
+    return frozenset(word.life for word in words if not word.dead.issuperset(accusers.get(word.life, ())))
 
 
 def _newest(lives: Iterable[Life]) -> dict[bytes, int]:
@@ -121,10 +131,8 @@ def _newest(lives: Iterable[Life]) -> dict[bytes, int]:
     return newest
 
 
-def _winning_group(words: list[_Word]) -> list[_Word]:
+def _winning_group(words: list[_Word], unanswered: Set[Life]) -> list[_Word]:
     """The words of the group with the highest rank, none where nobody's counts."""
-    if not words:
-        return []
     by_life = {word.life: word for word in words}
 
     def group(word: _Word) -> set[Life]:
@@ -132,6 +140,6 @@ def _winning_group(words: list[_Word]) -> list[_Word]:
         mutual = {p for p in word.heard if p not in by_life or word.life in by_life[p].heard}
         return {word.life, *mutual}
 
-    groups = {word.life: group(word) for word in words}
-    best = min(words, key=lambda word: (-len(groups[word.life]), min(groups[word.life]), word.life))
-    return [word for word in words if word.life in groups[best.life]]
+    groups = [group(word) for word in words]
+    best = min(groups, key=lambda g: (-len(g), not g.isdisjoint(unanswered), sorted(g)), default=set())
+    return [by_life[life] for life in best if life in by_life]

@@ -177,11 +177,15 @@ class State:
         return concerned
 
     def tick(self, now: float) -> tuple[set[str], bool]:
-        """Judge which agents are fresh; return the ClusterIPs concerned, and whether a LIST is needed."""
+        """Judge which agents are fresh, and whose reports are outdated; return the ClusterIPs concerned, and whether
+        a LIST is needed."""
         changed, unsure = self._agents.tick(self._node_names(), now)
+        outdated = self._segments.tick(now)
         if changed:
             self._forget_candidates()
-        return (self.keys if changed else set()), unsure
+            return self.keys, unsure
+        otherwise = outdated and self._segments.change(self._all_candidates(), now)
+        return (self.keys if otherwise else set()), unsure
 
     def confirm(self) -> set[str]:
         """Compare what nodes report with what is expected; return the ClusterIPs for which that changed."""
@@ -202,7 +206,7 @@ class State:
         candidates = self._all_candidates()
         known = {c.name for c in candidates}
         extra = (self._candidate(name) for name in sorted(named.keys() - known))
-        segment = self._segments.of(fact.spec, candidates) if fact.spec else SILENT
+        segment = self._segments.of(fact.spec, candidates, now) if fact.spec else SILENT
         uid = fact.identity.uid
         return Situation(
             fact=fact,
@@ -265,7 +269,7 @@ class State:
         self._taken = None
         return self.keys
 
-    def _tell_agent(self, change: Change, _clock: Clock) -> set[str]:
+    def _tell_agent(self, change: Change, clock: Clock) -> set[str]:
         report = change.seen.fact.report if isinstance(change.seen.fact, AgentFact) else None
         before = change.old.report if isinstance(change.old, AgentFact) else None
         if report == before:
@@ -278,7 +282,7 @@ class State:
         elif _segments(report) != _segments(before):
             # One death is a report of each node; it concerns the ClusterIPs when it changes what is concluded.
             self._candidates = None
-            if self._segments.change(self._all_candidates()):
+            if self._segments.change(self._all_candidates(), clock.now):
                 concerned |= self.keys
         return concerned
 

@@ -27,9 +27,10 @@ def says(node: str, heard: str = "", dead: str = "", *conditions: Condition) -> 
     return Reporter(node[0], int(node[1:] or 1), report)
 
 
-def dead(*reporters: Reporter) -> set[str]:
+def dead(*reporters: Reporter, outdated: str = "") -> set[str]:
     """The nodes that are counted dead in their first life; the order of the reports makes no difference."""
-    found = [listen(order) for order in permutations(reporters)]
+    late = {(node_id(name), 1) for name in outdated}
+    found = [listen(order, late) for order in permutations(reporters)]
     assert all(one == found[0] for one in found)
     return {name for name in NAMES if found[0].counts_dead(name, 1)}
 
@@ -58,8 +59,25 @@ def test_nobody_is_dead_before_the_last_that_hears_him_has_said_so():
     assert dead(says("a", "b", "c"), says("b", "a c"), says("c", "a b")) == set()
 
 
-def test_two_that_fail_at_once_are_dead_by_the_word_of_the_one_that_is_left():
-    assert dead(says("a", "", "b c"), says("b", "a c"), says("c", "a b")) == {"b", "c"}
+def test_two_that_fail_at_once_are_dead_by_the_word_of_the_one_that_is_left_when_they_had_time_to_answer():
+    words = says("a", "", "b c"), says("b", "a c"), says("c", "a b")
+    assert listen(words).unanswered == {(node_id("b"), 1), (node_id("c"), 1)}
+    assert dead(*words) == set()
+    assert dead(*words, outdated="bc") == {"b", "c"}
+
+
+def test_who_answers_has_a_say_however_late():
+    words = says("a", "", "b c"), says("b", "c", "a"), says("c", "a b")
+    assert listen(words).unanswered == {(node_id("c"), 1)}
+    assert dead(*words, outdated="bc") == {"a"}
+
+
+def test_a_smaller_group_that_fails_at_once_is_not_waited_for():
+    assert dead(says("a", "b", "c d"), says("b", "a", "c d"), says("c", "a b d"), says("d", "a b c")) == {
+        "c",
+        "d",
+    }
+    assert dead(says("a", "", "b"), says("b", "a")) == {"b"}
 
 
 def test_one_that_failed_later_than_another_is_dead_though_it_has_counted_the_other_dead():

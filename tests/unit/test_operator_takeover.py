@@ -14,6 +14,7 @@ from lbless_api.segment import Condition, Peer, SegmentReport
 from lbless_api.successors import rank
 from lbless_operator.conditions import Type
 from lbless_operator.notices import NoticeReason
+from lbless_operator.seating import ANSWER_SECONDS
 from lbless_operator.state import Clock
 from lbless_operator.status import Status
 from unit import operatorobjects as objects
@@ -47,6 +48,11 @@ class OnSegment(Scenario):
             tuple(Peer(n, self.lives[n]) for n in dead),
         )
         return self.state.learn(self._agent(node), Clock(self.now, WALL + self.now - BEGIN))
+
+    def wait(self, seconds: float = ANSWER_SECONDS) -> set[str]:
+        """Let time pass, for others to report; return the ClusterIPs that it concerns when it is over."""
+        self.now += seconds
+        return self.state.tick(self.now)[0]
 
     def confirm(self, *names: str, **_: object) -> None:
         for name in names:
@@ -214,6 +220,30 @@ def test_of_two_halves_the_larger_is_followed_and_the_other_is_degraded():
     assert condition(decision, Type.DEGRADED) == ("True", "NodeDeadOnSegment")
 
 
+def test_one_against_several_is_not_believed_before_these_had_time_to_say_the_same_of_it():
+    scenario = OnSegment("a", "b", "c")
+    before = status_of(scenario)
+    assert scenario.says("a", "", "bc") == set()
+    assert scenario.decide().status == before
+    assert scenario.wait(ANSWER_SECONDS - 0.1) == set()
+    scenario.all_hear("b", "c", dead="a")
+    assert shares(scenario.decide()) == {"a": 0, "b": 128, "c": 128}
+
+
+def test_the_one_that_is_left_is_believed_when_the_others_do_not_answer():
+    scenario = OnSegment("a", "b", "c")
+    before = status_of(scenario)
+    scenario.says("a", "", "bc")
+    assert scenario.decide().status == before
+    assert scenario.wait() == {"shop/web"}
+    assert shares(scenario.decide()) == {"a": 256, "b": 0, "c": 0}
+    assert scenario.wait() == set()
+    scenario.lives["b"] = 2
+    scenario.says("a", "b", "c")
+    scenario.says("b", "a", "c")
+    assert shares(scenario.decide()) == {"a": 128, "b": 128, "c": 0}
+
+
 def test_nodes_that_are_not_selected_have_no_say_as_they_may_be_on_another_segment():
     scenario = OnSegment("a", "b")
     before = status_of(scenario)
@@ -341,6 +371,7 @@ def test_no_bucket_moves_twice_whoever_dies_in_which_order(deaths: list[str], at
         gone += "".join(now)
         living = "".join(n for n in "abcde" if n not in gone)
         scenario.all_hear(*living, dead=gone)
+        scenario.wait()
         decision = scenario.step()
         assert_none_moves_twice(before, successors(before, living), decision.status)
         assert {n for n, share in shares(decision).items() if share} == set(living)
