@@ -14,8 +14,12 @@ from cluster.operatorworld import Operator, World, conditions, shares, until
 from lbless_api.buckets import BucketSet
 from lbless_api.ownership import divide
 from lbless_api.segment import Condition, Peer, SegmentReport
+from lbless_operator.seating import ANSWER_SECONDS
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
+
+AT_ONCE_SECONDS = 2.0
+"""From a report to the next epoch in the API, where the report leaves no doubt."""
 
 
 def report(
@@ -36,8 +40,10 @@ def held_by_successors(world: World, clusterip: dict[str, Any], living: list[str
     return divide(owned(clusterip), living=set(living)).owners(world.ip)
 
 
-def serving(program: Operator, world: World, *shorts: str) -> dict[str, Any]:
-    program.start()
+def serving(
+    program: Operator, world: World, *shorts: str, answer_seconds: float | None = None
+) -> dict[str, Any]:
+    program.start(answer_seconds=answer_seconds)
     nodes = world.nodes(*shorts)
     report(world, nodes)
     world.clusterip(buckets=256)
@@ -59,7 +65,9 @@ def test_a_dead_nodes_buckets_stay_with_its_successors_and_its_next_life_gets_th
     silent = world.agents.get(c)
     silent.reports = False
     report(world, [a, b], [c])
-    after = until("the dead to have nothing", when(world, lambda got: shares(got).get(c) == 0))
+    after = until(
+        "the dead to have nothing", when(world, lambda got: shares(got).get(c) == 0), AT_ONCE_SECONDS
+    )
     assert sorted(shares(after).values()) == [0, 128, 128]
     taken = held_by_successors(world, before, [a, b])
     assert all(way[0] == way[1] or way[1] == way[2] for way in ways(owned(before), taken, owned(after)))
@@ -89,15 +97,36 @@ def test_two_at_once_and_nothing_moves_while_one_hears_them(program: Operator, w
     world.agents.get(a).segment = SegmentReport(heard=(Peer(b, 1),), dead=(Peer(c, 1), Peer(d, 1)))
     seen = until("the report", lambda: _report_of(world, a)["deadPeers"])
     assert [peer["node"] for peer in seen] == [c, d]
-    marker = world.beside(1)
-    world.clusterip("marker", ip=marker, nodeSelector={"marker": "none"})
-    world.wait_condition("Ready", "False", "NoEligibleNode", "marker")
+    after_another_is_decided(world)
     assert world.get()["status"]["epoch"] == before["status"]["epoch"]
     report(world, [a, b], [c, d])
-    after = until("both to have nothing", when(world, lambda got: shares(got).get(d) == 0))
+    after = until("both to have nothing", when(world, lambda got: shares(got).get(d) == 0), AT_ONCE_SECONDS)
     assert after["status"]["epoch"] == before["status"]["epoch"] + 1
     taken = held_by_successors(world, before, [a, b])
     assert all(way[0] == way[1] or way[1] == way[2] for way in ways(owned(before), taken, owned(after)))
+
+
+def test_one_against_all_others_moves_nothing_and_when_these_answer_it_has_nothing(
+    program: Operator, world: World
+):
+    before = serving(program, world, "a", "b", "c", answer_seconds=600)
+    a, b, c = owned(before)
+    report(world, [a], [b, c])
+    until("the report", lambda: len(_report_of(world, a)["deadPeers"]) == 2)
+    after_another_is_decided(world)
+    assert world.get()["status"]["epoch"] == before["status"]["epoch"]
+    report(world, [b, c], [a])
+    after = until("it to have nothing", when(world, lambda got: shares(got).get(a) == 0), AT_ONCE_SECONDS)
+    assert after["status"]["epoch"] == before["status"]["epoch"] + 1
+
+
+def test_the_only_one_that_is_left_is_believed_when_nobody_answers(program: Operator, world: World):
+    before = serving(program, world, "a", "b", "c")
+    a, b, c = owned(before)
+    for node in (b, c):
+        world.agents.get(node).reports = False
+    report(world, [a], [b, c])
+    world.wait_shares({a: 256, b: 0, c: 0}, timeout_seconds=ANSWER_SECONDS + 2 * AT_ONCE_SECONDS)
 
 
 def test_a_node_that_kubernetes_takes_for_dead_keeps_its_share_while_its_heartbeats_arrive(
@@ -129,6 +158,12 @@ def test_heartbeats_that_reach_nobody_are_said_and_move_nothing(program: Operato
     assert "Let the switch pass multicast of Ethernet type 0x88B5" in said
     assert owned(world.get()) == owned(before)
     assert conditions(world.get())["Ready"]["status"] == "True"
+
+
+def after_another_is_decided(world: World) -> None:
+    """Return when a ClusterIP of its own is decided: with that, all that was reported before."""
+    world.clusterip("marker", ip=world.beside(1), nodeSelector={"marker": "none"})
+    world.wait_condition("Ready", "False", "NoEligibleNode", "marker")
 
 
 def _report_of(world: World, node: str) -> dict[str, Any]:
