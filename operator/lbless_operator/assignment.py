@@ -105,25 +105,29 @@ def _plan(spec: Spec, current: Status, verdicts: list[Verdict], segment: Segment
 
 
 def _owners(spec: Spec, current: Status, verdicts: list[Verdict], segment: Segment) -> dict[str, BucketSet]:
-    """What each named node owns in effect: on the segment, successors have what dead ones leave."""
-    by_node = {v.node: v for v in verdicts}
+    """What each named node owns in effect: on the segment, successors have what dead ones leave.
 
-    def lives(a: Assignment) -> bool:
-        verdict = by_node.get(a.node)
-        if verdict and verdict.seat and verdict.seat.incarnation != a.incarnation:
-            return False
-        gone = segment.speaks and (verdict is None or verdict.standing is Standing.GONE)
-        return not segment.counts_dead(a.node, a.incarnation) and (not gone or segment.hears(a.node))
-
-    owners = current.owners()
-    living = {a.node for a in current.assignments if lives(a)}
+    What a node had that began a new life, and nobody else knows, is with nobody: it stays its own.
+    """
+    owners, named = current.owners(), current.assignments
+    known = {v.node for v in verdicts if v.standing is not Standing.GONE}
+    gone = {a.node for a in named if a.node not in known and not segment.hears(a.node)}
+    over = {a.node for a in named if segment.counts_dead(a.node, a.incarnation)}
+    living = owners.keys() - over - (gone if segment.speaks else set())
     if len(living) == len(owners):
         return owners
-    division = divide(owners, living=living, held=segment.held, reserved=spec.reserved)
+    unshared = {a.node for a in named if a.node in over and not segment.has_successors(a.node, a.incarnation)}
+    division = divide(
+        {node: had for node, had in owners.items() if node not in unshared},
+        living=living,
+        held=segment.held,
+        reserved=spec.reserved,
+    )
     if not living:
         acting = [node for node in owners if node in segment.acting]
-        division = act(spec.hash.buckets, acting, reserved=spec.reserved)
-    return dict.fromkeys(owners, BucketSet()) | division.owners(spec.ip)
+        division, unshared = act(spec.hash.buckets, acting, reserved=spec.reserved), set()
+    kept = {node: had if node in unshared else BucketSet() for node, had in owners.items()}
+    return kept | division.owners(spec.ip)
 
 
 def print_shares(assignments: Iterable[Assignment]) -> str:

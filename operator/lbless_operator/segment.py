@@ -30,13 +30,15 @@ class Segment:
     """What follows from all that is said. `speaks`: anybody said anything that counts.
 
     `dead` are the lives that the winning group counts dead. `heard` has, by node id, the newest incarnation of
-    which anybody whose word counts has had a heartbeat. `held` and `acting` are names. `unanswered` are lives
-    that another counts dead, and whose own report does not count that one dead in turn.
+    which anybody whose word counts has had a heartbeat, its own included, and `met` that of which others have.
+    `held` and `acting` are names. `unanswered` are lives that another counts dead, and whose own report does not
+    count that one dead in turn.
     """
 
     speaks: bool = False
     dead: frozenset[Life] = frozenset()
     heard: Mapping[bytes, int] = field(default_factory=dict)
+    met: Mapping[bytes, int] = field(default_factory=dict)
     held: frozenset[str] = frozenset()
     acting: frozenset[str] = frozenset()
     unanswered: frozenset[Life] = field(default=frozenset(), compare=False)
@@ -45,6 +47,11 @@ class Segment:
         """Whether this life is over: the winning group says so, or there is a newer one of the node."""
         life = node_id(node), incarnation
         return life in self.dead or self.heard.get(life[0], incarnation) > incarnation
+
+    def has_successors(self, node: str, incarnation: int) -> bool:
+        """Whether others know that this life is over, so that what it had is with them."""
+        life = node_id(node), incarnation
+        return life in self.dead or self.met.get(life[0], incarnation) > incarnation
 
     def hears(self, node: str) -> bool:
         """Whether anybody hears any life of the node that is not over."""
@@ -89,6 +96,7 @@ def listen(reporters: Iterable[Reporter], outdated: Set[Life] = frozenset()) -> 
         speaks=bool(words),
         dead=frozenset(life for word in winners for life in word.dead) - alive,
         heard=_newest(life for word in hearing for life in (word.life, *word.heard)),
+        met=_newest(life for word in hearing for life in word.heard),
         held=frozenset(word.name for word in words if Condition.HELD in word.conditions),
         acting=frozenset(word.name for word in words if Condition.ACTING in word.conditions),
         unanswered=unanswered,

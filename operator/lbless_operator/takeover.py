@@ -25,10 +25,12 @@ def explain_takeover(
     if dead:
         verb = "is" if len(dead) == 1 else "are"
         nodes = name_nodes(v.node for v in dead)
+        mute = [v.node for v in dead if v.seat is None and v.node in fresh]
         return Reason.NODE_DEAD_ON_SEGMENT, (
             f"N{nodes[1:]} {verb} counted dead on the segment, where others have taken over, but to Kubernetes {verb} "
             f"alive. If a node has just failed, Kubernetes finds that within a minute; else look after "
             f"lbless-dataplane there, and after the cable, switch port and VLAN{_interfaces(dead, 'of')}."
+            f"{_without_heartbeats(mute)}"
         )
     lonely = [v for v in verdicts if v.node in named and v.node in fresh and _hears_nobody(v)]
     if lonely and len(named) > 1:
@@ -45,6 +47,12 @@ def explain_takeover(
 def _hears_nobody(verdict: Verdict) -> bool:
     segment = verdict.seat.segment if verdict.seat else None
     return segment is not None and Condition.NO_PEERS_HEARD in segment.conditions
+
+
+def _without_heartbeats(nodes: Collection[str]) -> str:
+    """A sentence on nodes that send none where others do; empty where there is no such."""
+    verb = "sends" if len(nodes) == 1 else "send"
+    return f" N{name_nodes(nodes)[1:]} {verb} no heartbeats: give all nodes the same key." if nodes else ""
 
 
 def _interfaces(verdicts: Iterable[Verdict], preposition: str) -> str:

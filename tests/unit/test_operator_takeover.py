@@ -69,11 +69,11 @@ class OnSegment(Scenario):
         )
 
 
-def successors(before: Status, living: str) -> dict[str, BucketSet]:
-    """What the nodes take by themselves: rule 9, written here once more."""
+def successors(before: Status, living: str, heirs: str = "") -> dict[str, BucketSet]:
+    """What the nodes take by themselves, `heirs` or all: rule 9, written here once more."""
     owners = {node: had if node in living else BucketSet() for node, had in before.owners().items()}
     for bucket in chain.from_iterable(had for node, had in before.owners().items() if node not in living):
-        owners[heir := rank(IP, bucket, living)[0]] |= BucketSet([bucket])
+        owners[heir := rank(IP, bucket, heirs or living)[0]] |= BucketSet([bucket])
         assert heir in living
     return owners
 
@@ -356,6 +356,60 @@ def test_nodes_without_heartbeats_are_judged_as_ever_beside_such_with():
     scenario.silence("c")
     scenario.learn(objects.node("c", scenario.next(), ready=False))
     assert shares(scenario.step()) == {"a": 128, "b": 128, "c": 0}
+
+
+def test_while_one_is_held_its_peers_have_taken_over_alone():
+    scenario = OnSegment("a", "b", "c", "d")
+    before = status_of(scenario)
+    scenario.says("a", "bc", "d")
+    scenario.says("b", "ac", "d", Condition.HELD)
+    scenario.says("c", "ab", "d")
+    decision = scenario.step()
+    taken = successors(before, "abc", heirs="ac")
+    assert taken["b"] == before.owners()["b"]
+    assert_none_moves_twice(before, taken, decision.status)
+
+
+def test_a_restart_that_nobody_hears_of_leaves_every_bucket_where_it_was():
+    """Where heartbeats are filtered, nobody has taken over from the old incarnation."""
+    scenario = OnSegment("a", "b", "c")
+    for node in "abc":
+        scenario.says(node, "", "", Condition.NO_PEERS_HEARD)
+    before = scenario.step().status
+    scenario.lives["c"] = 2
+    scenario.says("c", "", "", Condition.NO_PEERS_HEARD)
+    after = scenario.step().status
+    assert after.owners() == before.owners()
+    assert {a.node: a.incarnation for a in after.assignments} == {"a": 1, "b": 1, "c": 2}
+
+
+def test_a_node_without_heartbeats_that_others_have_taken_over_from_has_nothing_and_is_named():
+    """It serves without a lease what its successors serve, too: only the next epoch can end that."""
+    scenario = OnSegment("a", "b", "c")
+    before = status_of(scenario)
+    scenario.learn(objects.agent("c", scenario.next(), digest=applied_digest(scenario.expected)))
+    scenario.all_hear("a", "b", dead="c")
+    decision = scenario.step()
+    assert shares(decision) == {"a": 128, "b": 128, "c": 0}
+    assert_none_moves_twice(before, successors(before, "ab"), decision.status)
+    assert condition(decision, Type.DEGRADED) == ("True", "NodeDeadOnSegment")
+    assert message(decision, Type.DEGRADED).endswith(
+        "Node c sends no heartbeats: give all nodes the same key."
+    )
+    assert scenario.step().status.epoch == decision.status.epoch
+
+
+def test_incarnation_0_is_nobodys_life_on_the_segment_and_is_judged_as_ever():
+    scenario = Scenario("a", "b", "c", buckets=256)
+    for name in "abc":
+        scenario.learn(objects.agent(name, scenario.next(), incarnation=0))
+    before = scenario.step().status
+    assert {a.incarnation for a in before.assignments} == {0}
+    scenario.learn(objects.node("c", scenario.next(), ready=False))
+    assert scenario.step().status.assignments == before.assignments
+    scenario.silence("c")
+    decision = scenario.step()
+    assert shares(decision) == {"a": 128, "b": 128, "c": 0}
 
 
 @given(
