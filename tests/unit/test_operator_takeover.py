@@ -190,6 +190,7 @@ def test_a_new_life_that_others_hear_ends_the_old_one_also_where_its_own_report_
     decision = scenario.step()
     assert shares(decision)["c"] == 0
     assert_none_moves_twice(before, successors(before, "ab"), decision.status)
+    assert condition(decision, Type.DEGRADED) == ("False", "AsPlanned")
 
 
 def test_after_a_power_cut_the_plan_starts_from_those_that_act():
@@ -370,6 +371,15 @@ def test_while_one_is_held_its_peers_have_taken_over_alone():
     assert_none_moves_twice(before, taken, decision.status)
 
 
+def test_a_deleted_node_whose_heartbeats_arrive_has_its_buckets_still_and_only_these_move():
+    scenario = OnSegment("a", "b", "c")
+    before = status_of(scenario).owners()
+    scenario.learn(objects.gone(objects.node("c"), scenario.next()))
+    after = scenario.step().status.owners()
+    assert set(after) == set("ab")
+    assert all(before[node].issubset(after[node]) for node in "ab")
+
+
 def test_a_restart_that_nobody_hears_of_leaves_every_bucket_where_it_was():
     """Where heartbeats are filtered, nobody has taken over from the old incarnation."""
     scenario = OnSegment("a", "b", "c")
@@ -377,6 +387,8 @@ def test_a_restart_that_nobody_hears_of_leaves_every_bucket_where_it_was():
         scenario.says(node, "", "", Condition.NO_PEERS_HEARD)
     before = scenario.step().status
     scenario.lives["c"] = 2
+    scenario.says("c", "", "", Condition.LISTENING)
+    assert scenario.step().status.owners() == before.owners()
     scenario.says("c", "", "", Condition.NO_PEERS_HEARD)
     after = scenario.step().status
     assert after.owners() == before.owners()
