@@ -29,7 +29,7 @@ test: programs guest ## Run every test; PYTEST_ARGS="-k planner -x" passes throu
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: soak
-soak: programs guest ## Run the tests that take too long for every time: a quarter of an hour
+soak: programs guest ## Run the tests that take too long for every time: about an hour
 	@$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
 
 .PHONY: lint

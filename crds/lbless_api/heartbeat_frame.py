@@ -1,7 +1,8 @@
 """The bytes of heartbeats on the wire: the payload of an Ethernet frame, version 1.
 
 Owns layout, authentication and ranges. What a message means is `heartbeat`'s and membership's, sockets are
-the dataplane's. All integers are big-endian and unsigned; u48 and u40 are six and five bytes long.
+the dataplane's. All integers are big-endian and unsigned; u48, u40 and u24 are six, five and three bytes
+long, and bit 0 is the lowest.
 
     head       every message
      0  u8     version, 1
@@ -14,15 +15,17 @@ the dataplane's. All integers are big-endian and unsigned; u48 and u40 are six a
     21  u8     flags                            0  8    node id
     22  u16    lease, ms                        8  u48  incarnation
     24  u16    hold, ms                        14  u40  sequence
-    26  u8     group size                      19  u16  age, ms; 65535: that or older
-    27  8      smallest member                 verdict               14 bytes
-    35  u8     number of peer reports           0  8    node id
-    36  u8     number of verdicts               8  u48  incarnation
-    37  u8     number of epoch reports         epoch report          21 bytes
-    38         peer reports, then verdicts,     0  8    ClusterIP id
-               then epoch reports               8  u48  epoch held
+    26  u8     group size                      19  u16  bit 15: complete, 14: direct,
+    27  8      smallest member                          the others: age, ms; 16383: that or older
+    35  u24    digest                          verdict               14 bytes
+    38  u8     number of peer reports           0  8    node id
+    39  u8     number of verdicts               8  u48  incarnation
+    40         peer reports, then verdicts,    epoch report          21 bytes
+               then epoch reports up to         0  8    ClusterIP id
+               the tail                         8  u48  epoch held
                                                14  u48  epoch in use
-                                               20  u8   1: owns, 2: named, from 4 on: handover
+                                               20  u8   bit 0: owns, 1: named, 2 to 4: handover,
+                                                        5: acting
 
     epoch request, after the head              epoch piece, after the head
     21         for each that is wanted,        21  8    ClusterIP id
@@ -35,10 +38,9 @@ the dataplane's. All integers are big-endian and unsigned; u48 and u40 are six a
                (RFC 2104, section 5, allows half of the hash and no less than 80 bits)
 
 The length of the frame says where the tail is: no message is so short that Ethernet pads it (46 bytes), nor
-longer than 1,400 bytes, so that it fits where an overlay takes its part of the 1,500.
-
-The layout has no place yet for what membership has come to need (`Heartbeat.digest`, `PeerReport.complete` and
-`direct`, `EpochReport.acting`): a message in which one of them says something is refused, never sent without it.
+longer than 1,400 bytes, so that it fits where an overlay takes its part of the 1,500. A node that hears 63 peers
+still reports an epoch beside them: 40 bytes, 63 peer reports, that one and the tail are 1,400 to the byte. That is
+why a digest has 24 bits, and why no field counts the epoch reports.
 """
 
 from __future__ import annotations
@@ -65,8 +67,6 @@ from lbless_api.heartbeat import (
 
 VERSION = 1
 MAX_BYTES = 1400
-MAX_NUMBER = 2**48 - 1
-"""The largest incarnation and epoch: what is larger must not come to be. Unix time in ms reaches it in 10889."""
 MAX_SEQUENCE = 2**40 - 1
 MAX_PEERS = 63
 TAG_BYTES = 16
@@ -108,7 +108,7 @@ class Stamp(NamedTuple):
 
 
 _HEAD = struct.Struct("!BB8sHIBI")
-_HEARTBEAT = struct.Struct("!BHHB8sBBB")
+_HEARTBEAT = struct.Struct("!BHHB8sHBBB")
 _PEER = struct.Struct("!8sHIBIH")
 _NUMBERED = struct.Struct("!8sHI")  # a verdict, or a wanted epoch
 _EPOCH = struct.Struct("!8sHIHIB")
@@ -116,20 +116,24 @@ _PIECE = struct.Struct("!8sHIBB")
 
 _RECORDS_AT = _HEAD.size + _HEARTBEAT.size
 _DATA_AT = _HEAD.size + _PIECE.size
-_ROOM = MAX_BYTES - _RECORDS_AT - TAG_BYTES
+HEARTBEAT_BYTES = _RECORDS_AT + TAG_BYTES
+"""The frame of a heartbeat that reports nothing; each report adds its own."""
+PEER_BYTES, VERDICT_BYTES, EPOCH_BYTES = _PEER.size, _NUMBERED.size, _EPOCH.size
 MIN_BYTES = _HEAD.size + _NUMBERED.size + TAG_BYTES
 MAX_WANTED = (MAX_BYTES - _HEAD.size - TAG_BYTES) // _NUMBERED.size
 MAX_DATA_BYTES = MAX_BYTES - _DATA_AT - TAG_BYTES
 
 _ALL_FLAGS = sum(Flag)
 _LOW = 0xFFFFFFFF
-_MAX_AGE_MS = 0xFFFF
+_COMPLETE, _DIRECT = 0x8000, 0x4000
+_MAX_AGE_MS = 0x3FFF
 # By what the last byte of an epoch report may be; a lookup costs a tenth of calling the enumeration.
 _STATES = {
-    owns | named << 1 | handover << 2: (bool(owns), bool(named), handover)
-    for owns in (0, 1)
-    for named in (0, 1)
+    owns | named << 1 | handover << 2 | acting << 5: (owns, named, handover, acting)
+    for owns in (False, True)
+    for named in (False, True)
     for handover in Handover
+    for acting in (False, True)
 }
 
 
@@ -140,14 +144,14 @@ def fit(heartbeat: Heartbeat) -> Heartbeat:
     beside 63 for one.
     """
     peers = heartbeat.peers[:MAX_PEERS]
-    room = _ROOM - len(peers) * _PEER.size
-    verdicts = heartbeat.verdicts[: room // _NUMBERED.size]
-    room -= len(verdicts) * _NUMBERED.size
-    return replace(heartbeat, peers=peers, verdicts=verdicts, epochs=heartbeat.epochs[: room // _EPOCH.size])
+    room = MAX_BYTES - HEARTBEAT_BYTES - len(peers) * PEER_BYTES
+    verdicts = heartbeat.verdicts[: room // VERDICT_BYTES]
+    room -= len(verdicts) * VERDICT_BYTES
+    return replace(heartbeat, peers=peers, verdicts=verdicts, epochs=heartbeat.epochs[: room // EPOCH_BYTES])
 
 
 def encode(message: Message, key: bytes) -> bytes:
-    """Return the frame of a message, signed; ages above 65,535 ms become that.
+    """Return the frame of a message, signed; ages above 16,383 ms become that.
 
     Raises ValueError, one sentence, for a value out of its range and for more than one frame holds: see `fit`.
     """
@@ -217,21 +221,16 @@ def _body(message: Message) -> tuple[Kind, bytes]:
 def _heartbeat_body(heartbeat: Heartbeat) -> bytes:
     if heartbeat.flags & ~_ALL_FLAGS:
         raise ValueError(f"A Heartbeat has no flag {int(heartbeat.flags):#x}.")
-    if (
-        heartbeat.digest
-        or not all(peer.complete and peer.direct for peer in heartbeat.peers)
-        or any(epoch.acting for epoch in heartbeat.epochs)
-    ):
-        raise ValueError("A frame of version 1 cannot hold digest, complete, direct and acting.")
     head = _HEARTBEAT.pack(
         heartbeat.flags,
         heartbeat.lease_ms,
         heartbeat.hold_ms,
         heartbeat.group_size,
         _id(heartbeat.smallest_member),
+        heartbeat.digest >> 8,
+        heartbeat.digest & 0xFF,
         len(heartbeat.peers),
         len(heartbeat.verdicts),
-        len(heartbeat.epochs),
     )
     peers = b"".join(
         _PEER.pack(
@@ -239,7 +238,7 @@ def _heartbeat_body(heartbeat: Heartbeat) -> bytes:
             *_u48(peer.incarnation),
             peer.sequence >> 32,
             peer.sequence & _LOW,
-            min(peer.age_ms, _MAX_AGE_MS),
+            _age(peer),
         )
         for peer in heartbeat.peers
     )
@@ -249,7 +248,7 @@ def _heartbeat_body(heartbeat: Heartbeat) -> bytes:
             _id(epoch.clusterip),
             *_u48(epoch.held),
             *_u48(epoch.in_use),
-            epoch.owns | epoch.named << 1 | epoch.handover << 2,
+            epoch.owns | epoch.named << 1 | epoch.handover << 2 | epoch.acting << 5,
         )
         for epoch in heartbeat.epochs
     )
@@ -258,6 +257,13 @@ def _heartbeat_body(heartbeat: Heartbeat) -> bytes:
 
 def _numbered(pairs: Iterable[tuple[bytes, int]]) -> bytes:
     return b"".join(_NUMBERED.pack(_id(one), *_u48(number)) for one, number in pairs)
+
+
+def _age(peer: PeerReport) -> int:
+    """The last field of a peer report; struct refuses that of a negative age."""
+    if peer.age_ms < 0:
+        return -1
+    return min(peer.age_ms, _MAX_AGE_MS) | peer.complete * _COMPLETE | peer.direct * _DIRECT
 
 
 def _u48(number: int) -> tuple[int, int]:
@@ -281,13 +287,16 @@ def _head(payload: bytes) -> tuple[int, Stamp]:
 
 
 def _heartbeat(payload: bytes, sender: Stamp) -> Heartbeat:
-    if len(payload) < _RECORDS_AT + TAG_BYTES:
+    if len(payload) < HEARTBEAT_BYTES:
         raise Refused(Reason.MALFORMED)
-    flags, lease_ms, hold_ms, group_size, smallest, *counts = _HEARTBEAT.unpack_from(payload, _HEAD.size)
-    verdicts_at = _RECORDS_AT + counts[0] * _PEER.size
-    epochs_at = verdicts_at + counts[1] * _NUMBERED.size
-    end = epochs_at + counts[2] * _EPOCH.size
-    if end + TAG_BYTES != len(payload) or flags & ~_ALL_FLAGS or counts[0] > MAX_PEERS:
+    fields = _HEARTBEAT.unpack_from(payload, _HEAD.size)
+    flags, lease_ms, hold_ms, group_size, smallest, digest_high, digest_low, peer_count, verdict_count = (
+        fields
+    )
+    verdicts_at = _RECORDS_AT + peer_count * PEER_BYTES
+    epochs_at = verdicts_at + verdict_count * VERDICT_BYTES
+    end = len(payload) - TAG_BYTES
+    if epochs_at > end or (end - epochs_at) % EPOCH_BYTES or flags & ~_ALL_FLAGS or peer_count > MAX_PEERS:
         raise Refused(Reason.MALFORMED)
     peers = _PEER.iter_unpack(payload[_RECORDS_AT:verdicts_at])
     verdicts = _NUMBERED.iter_unpack(payload[verdicts_at:epochs_at])
@@ -298,9 +307,17 @@ def _heartbeat(payload: bytes, sender: Stamp) -> Heartbeat:
         hold_ms,
         group_size,
         smallest,
-        tuple([PeerReport(node, a << 32 | b, c << 32 | d, age_ms) for node, a, b, c, d, age_ms in peers]),
+        tuple(
+            [
+                PeerReport(
+                    node, a << 32 | b, c << 32 | d, age & _MAX_AGE_MS, age >= _COMPLETE, age & _DIRECT != 0
+                )
+                for node, a, b, c, d, age in peers
+            ]
+        ),
         tuple([Verdict(node, a << 32 | b) for node, a, b in verdicts]),
         _epochs(payload[epochs_at:end]),
+        digest_high << 8 | digest_low,
     )
 
 

@@ -85,12 +85,16 @@ class ControlPlane(Objects):
         """Start the API server (again, after `stop`) and return when it is ready."""
         if "kube-apiserver" in self._running:
             raise LabError("the API server runs already: stop() it first")
+        if "etcd" not in self._running:
+            self._start_etcd()
         self._start_api_server()
         self._await_api_server()
 
-    def stop(self) -> None:
-        """Kill the API server; its data stays in etcd and clients see closed connections."""
+    def stop(self, *, storage: bool = False) -> None:
+        """Kill the API server, and etcd too with `storage`; what etcd holds stays, clients see closed connections."""
         self._kill("kube-apiserver")
+        if storage:
+            self._kill("etcd")
 
     @property
     def kubeconfig(self) -> Path:

@@ -7,6 +7,7 @@ rules that the chart ships. In this form they are processes in the nodes' namesp
 from __future__ import annotations
 
 import json
+import secrets
 import signal
 import subprocess
 import sys
@@ -32,6 +33,10 @@ OPERATOR = "lbless-operator"
 SYNC = "lbless-sync"
 DATAPLANE = "lbless-dataplane"
 STOP_SECONDS = 10
+WAITING = "waiting for its end to take over"
+"""What a dataplane says that is to follow a running one."""
+CHART_CAPABILITIES = ("setpriv", "--bounding-set=-all,+net_admin,+net_raw", "--inh-caps=-all")
+"""A wrapper that leaves dataplane the capabilities that the chart gives it, and no more."""
 PROGRAMS = Path(sys.executable).parent
 """The console scripts stand beside the interpreter of the environment that runs the tests."""
 
@@ -48,7 +53,13 @@ class Installation:
         control_plane: ControlPlane,
         progress: Progress | None = None,
         nodes: Sequence[Host] | None = None,
+        *,
+        dataplane_arguments: Sequence[str] = (),
+        dataplane_wrapper: Sequence[str] = (),
     ) -> None:
+        """Plan it; every dataplane is started with `dataplane_arguments`, by the program `dataplane_wrapper`."""
+        self.dataplane_arguments = tuple(dataplane_arguments)
+        self.dataplane_wrapper = tuple(dataplane_wrapper)
         self.lan = lan
         self.nodes = lan.nodes if nodes is None else nodes
         self.control_plane = control_plane
@@ -85,9 +96,17 @@ class Installation:
         key = (program, host.name)
         if key in self._running and self._running[key].poll() is None:
             raise LabError(f"{program} runs on {host.name} already")
+        self._running[key] = self._begin(program, host, arguments, server)
+
+    def _begin(
+        self, program: str, host: Host, arguments: Sequence[str], server: str = ""
+    ) -> subprocess.Popen[str]:
         command: list[str] = [str(PROGRAMS / program), *arguments]
         environment = {}
-        if program != DATAPLANE:
+        if program == DATAPLANE:
+            command = [*self.dataplane_wrapper, *command, "--key-file", str(self.key_file)]
+            command += self.dataplane_arguments
+        else:
             bound = host.name if program == SYNC else None
             account = OPERATOR if program == OPERATOR else "lbless-node"
             kubeconfig = self.control_plane.kubeconfig_for_service_account(
@@ -99,7 +118,30 @@ class Installation:
             state = self.state_directory(host)
             state.mkdir(parents=True, exist_ok=True)
             command += ["--node", host.name, "--state-dir", str(state)]
-        self._running[key] = host.popen(command, environment=environment)
+        return host.popen(command, environment=environment, log=program)
+
+    def succeed(self, host: Host) -> int:
+        """Replace a node's dataplane as an upgrade does: the successor waits, then the present one is ended.
+
+        Returns the exit status of the one that ended; its successor may not serve yet.
+        """
+        said = self.log(DATAPLANE, host).count(WAITING)
+        successor = self._begin(DATAPLANE, host, ["--wait"])
+
+        def waits() -> bool:
+            if successor.poll() is not None:
+                raise LabError(f"the successor on {host.name} ended: {host.last_words(DATAPLANE)}")
+            return self.log(DATAPLANE, host).count(WAITING) > said
+
+        try:
+            self._progress.until(f"the successor on {host.name}", waits, timeout_seconds=STOP_SECONDS)
+        except LabError:
+            successor.kill()
+            successor.wait()
+            raise
+        status = self.stop(DATAPLANE, host)
+        self._running[DATAPLANE, host.name] = successor
+        return status
 
     def stop(self, program: str, host: Host | str, number: int = signal.SIGTERM) -> int:
         """End a program and return its exit status; what does not end in time is killed and is an error."""
@@ -121,6 +163,11 @@ class Installation:
     def state_directory(self, node: Host) -> Path:
         """A node's state directory."""
         return self.lan.directory / f"{node.name}-state"
+
+    @property
+    def key_file(self) -> Path:
+        """The key of the nodes' heartbeats, as the Secret that the chart makes: one for all nodes."""
+        return self.lan.directory / "heartbeat.keys"
 
     def log(self, program: str, host: Host) -> str:
         """All that a program has logged on a host."""
@@ -169,6 +216,8 @@ class Installation:
         self.control_plane.apply(RBAC)
         for number, node in enumerate(self.nodes, 1):
             self.control_plane.make_node(node.name, node.address, pod_cidr=f"10.244.{number}.0/24")
+        self.key_file.touch(mode=0o600)
+        self.key_file.write_text(f"{secrets.token_hex(32)}\n")
         self._progress.say("starting the operator, and sync and dataplane on each node")
         self.start(OPERATOR, self.lan.control)
         for node in self.nodes:

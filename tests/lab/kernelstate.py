@@ -11,6 +11,9 @@ from typing import Any
 from lab.host import Host
 from lbless_api.buckets import BucketSet
 
+LEASE = "lease"
+"""The set in lbless's table whose elements are the interfaces that have a valid lease."""
+
 
 @dataclass(frozen=True)
 class Traces:
@@ -54,6 +57,16 @@ def owned_buckets(node: Host, ip: str) -> BucketSet:
                 case _:
                     pass
     return BucketSet(found)
+
+
+def leases(node: Host) -> frozenset[str] | None:
+    """The interfaces on which the node's rules keep packets at the moment; None where no lease decides that."""
+    sets = _sets(node, "ip")
+    if LEASE not in sets:
+        return None
+    return frozenset(
+        element["elem"]["val"] if isinstance(element, dict) else str(element) for element in sets[LEASE]
+    )
 
 
 @dataclass(frozen=True)

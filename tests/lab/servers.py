@@ -14,6 +14,7 @@ from lab.host import Host
 START_SECONDS = 10
 TCP_PORT = 8080
 UDP_PORT = 5353
+STREAM_PORT = 8082
 # Something of the node's own that is not meant to answer on a shared address.
 SSH_PORT = 22
 
@@ -25,14 +26,15 @@ def serving(
     tcp: Sequence[int] = (TCP_PORT, SSH_PORT),
     udp: Sequence[int] = (UDP_PORT,),
     long: Sequence[int] = (),
+    stream: Sequence[int] = (),
 ) -> Iterator[list[subprocess.Popen[str]]]:
     """Serve on every host, on all its addresses, inside the block; every port is bound when it begins.
 
-    `long` are TCP ports whose answers have 256 KiB.
+    `long` are TCP ports whose answers have 256 KiB, `stream` those whose answers do not end (see `downloads`).
 
     Raises LabError where a server does not start (a port in use, say).
     """
-    servers = [start(host, tcp=tcp, udp=udp, long=long) for host in hosts]
+    servers = [start(host, tcp=tcp, udp=udp, long=long, stream=stream) for host in hosts]
     try:
         for host, server in zip(hosts, servers, strict=True):
             await_ready(host, server)
@@ -43,11 +45,17 @@ def serving(
 
 
 def start(
-    host: Host, *, tcp: Sequence[int], udp: Sequence[int], long: Sequence[int] = ()
+    host: Host,
+    *,
+    tcp: Sequence[int],
+    udp: Sequence[int],
+    long: Sequence[int] = (),
+    stream: Sequence[int] = (),
 ) -> subprocess.Popen[str]:
     """Start the server of one host; it may not be ready yet."""
-    ports = ["--tcp", *map(str, tcp), "--udp", *map(str, udp), "--long", *map(str, long)]
-    return host.popen(host.inside("servers", host.name, *ports), stdout=subprocess.PIPE, log="servers")
+    ports = {"--tcp": tcp, "--udp": udp, "--long": long, "--stream": stream}
+    words = [word for option, numbers in ports.items() for word in (option, *map(str, numbers))]
+    return host.popen(host.inside("servers", host.name, *words), stdout=subprocess.PIPE, log="servers")
 
 
 def await_ready(host: Host, server: subprocess.Popen[str]) -> None:

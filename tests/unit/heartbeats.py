@@ -3,11 +3,14 @@
 `PYTHONPATH=tests python -m unit.heartbeats` writes the golden frames anew. Only a new version may change them.
 """
 
+from functools import reduce
+from operator import xor
 from pathlib import Path
 
 from hypothesis import strategies as st
 
 from lbless_api.heartbeat import (
+    MAX_NUMBER,
     EpochPiece,
     EpochReport,
     EpochRequest,
@@ -20,7 +23,7 @@ from lbless_api.heartbeat import (
     clusterip_id,
     node_id,
 )
-from lbless_api.heartbeat_frame import MAX_DATA_BYTES, MAX_NUMBER, MAX_SEQUENCE, MAX_WANTED, encode, fit
+from lbless_api.heartbeat_frame import MAX_DATA_BYTES, MAX_SEQUENCE, MAX_WANTED, encode, fit
 
 KEY = bytes(range(32))
 
@@ -29,10 +32,10 @@ numbers = st.integers(0, MAX_NUMBER)
 sequences = st.integers(0, MAX_SEQUENCE)
 u16 = st.integers(0, 0xFFFF)
 
-peers = st.builds(PeerReport, ids, numbers, sequences, u16)
+peers = st.builds(PeerReport, ids, numbers, sequences, st.integers(0, 0x3FFF), st.booleans(), st.booleans())
 verdicts = st.builds(Verdict, ids, numbers)
 epochs = st.builds(
-    EpochReport, ids, numbers, numbers, st.booleans(), st.booleans(), st.sampled_from(Handover)
+    EpochReport, ids, numbers, numbers, st.booleans(), st.booleans(), st.sampled_from(Handover), st.booleans()
 )
 
 heartbeats = st.builds(
@@ -48,6 +51,7 @@ heartbeats = st.builds(
     st.lists(peers, max_size=70).map(tuple),
     st.lists(verdicts, max_size=8).map(tuple),
     st.lists(epochs, max_size=8).map(tuple),
+    st.integers(0, 0xFFFFFF),
 ).map(fit)
 requests = st.builds(
     EpochRequest,
@@ -73,7 +77,13 @@ messages: st.SearchStrategy[Message] = st.one_of(heartbeats, requests, pieces)
 
 
 def heartbeat_of(nodes: int, clusterips: int) -> Heartbeat:
-    """What the first of `nodes` says that hears all the others and reports `clusterips` epochs."""
+    """What the first of `nodes` says that knows of all the others and reports `clusterips` epochs."""
+    epochs = tuple(
+        EpochReport(
+            clusterip_id(f"uid-{n}"), n + 1, n, n % 2 == 0, n % 3 == 0, Handover(n % 5), acting=n % 4 == 3
+        )
+        for n in range(clusterips)
+    )
     return Heartbeat(
         node_id("n0"),
         1_790_000_000_000,
@@ -84,14 +94,19 @@ def heartbeat_of(nodes: int, clusterips: int) -> Heartbeat:
         group_size=nodes,
         smallest_member=node_id("n0"),
         peers=tuple(
-            PeerReport(node_id(f"n{n}"), 1_790_000_000_000 + n, 3_600_000 * n, n % 100)
+            PeerReport(
+                node_id(f"n{n}"),
+                1_790_000_000_000 + n,
+                3_600_000 * n,
+                n % 100,
+                complete=n % 2 == 0,
+                direct=n % 3 != 2,
+            )
             for n in range(1, nodes)
         ),
         verdicts=(Verdict(node_id("gone"), 1_780_000_000_000),),
-        epochs=tuple(
-            EpochReport(clusterip_id(f"uid-{n}"), n + 1, n, n % 2 == 0, n % 3 == 0, Handover(n % 5))
-            for n in range(clusterips)
-        ),
+        epochs=epochs,
+        digest=reduce(xor, (epoch.mark() for epoch in epochs), 0),
     )
 
 
@@ -109,9 +124,10 @@ GOLDEN: dict[str, Message] = {
         0xFFFF,
         255,
         b"\xff" * 8,
-        (PeerReport(b"\xfe" * 8, MAX_NUMBER, MAX_SEQUENCE, 0xFFFF),),
+        (PeerReport(b"\xfe" * 8, MAX_NUMBER, MAX_SEQUENCE, 0x3FFF),),
         (Verdict(b"\xfd" * 8, MAX_NUMBER),),
-        (EpochReport(b"\xfc" * 8, MAX_NUMBER, MAX_NUMBER, True, True, Handover.DRAINED),),
+        (EpochReport(b"\xfc" * 8, MAX_NUMBER, MAX_NUMBER, True, True, Handover.DRAINED, acting=True),),
+        digest=0xFFFFFF,
     ),
     "epoch-request": EpochRequest(
         node_id("n2"), 7, 8, ((clusterip_id("uid-1"), 3), (clusterip_id("uid-2"), 2**40))

@@ -13,9 +13,11 @@ def desired_json(
     *,
     epoch: int = 1,
     created: str = "2026-01-01T00:00:00Z",
+    incarnations: Mapping[str, int] | None = None,
     **spec: Any,
 ) -> dict[str, Any]:
-    """A ClusterIP whose assignments give each node of `shares` its buckets ("0-84")."""
+    """A ClusterIP whose assignments give each node of `shares` its buckets ("0-84"), by default to incarnation 0."""
+    lives = incarnations or {}
     return {
         "apiVersion": "lbless.dev/v1alpha1",
         "kind": "ClusterIP",
@@ -30,7 +32,8 @@ def desired_json(
         "status": {
             "epoch": epoch,
             "assignments": [
-                {"node": node, "incarnation": 0, "buckets": buckets} for node, buckets in shares.items()
+                {"node": node, "incarnation": lives.get(node, 0), "buckets": buckets}
+                for node, buckets in shares.items()
             ],
         },
     }

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from lbless_api.buckets import BucketSet
 from lbless_api.epoch_document import MAX_DOCUMENT_BYTES, MAX_PIECES, Gathering, join, split
 from lbless_api.fields import Invalid
-from lbless_api.heartbeat import EpochPiece, clusterip_id, node_id
-from lbless_api.heartbeat_frame import MAX_DATA_BYTES, MAX_NUMBER, decode, encode
+from lbless_api.heartbeat import MAX_NUMBER, EpochPiece, clusterip_id, node_id
+from lbless_api.heartbeat_frame import MAX_DATA_BYTES, decode, encode
 from unit.heartbeats import KEY
 
 SENTENCE = r"^[A-Z].*\.$"

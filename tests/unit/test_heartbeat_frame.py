@@ -8,10 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbless_api.heartbeat import EpochReport, Flag, Heartbeat, PeerReport, Verdict, node_id
+from lbless_api.heartbeat import (
+    MAX_NUMBER,
+    EpochReport,
+    Flag,
+    Handover,
+    Heartbeat,
+    PeerReport,
+    Verdict,
+    node_id,
+)
 from lbless_api.heartbeat_frame import (
     MAX_BYTES,
-    MAX_NUMBER,
     MAX_SEQUENCE,
     MIN_BYTES,
     TAG_BYTES,
@@ -61,9 +69,11 @@ def test_the_frames_on_file_are_still_what_is_sent_and_understood(name):
 
 
 def test_the_layout_is_the_documented_one():
-    peer = PeerReport(b"peer-id8", 0x0102_0304_0506, 0x11_1213_1415, 0x2122)
+    peer = PeerReport(b"peer-id8", 0x0102_0304_0506, 0x11_1213_1415, 0x2122, complete=True, direct=False)
+    other = replace(peer, age_ms=0x3132, complete=False, direct=True)
     verdict = Verdict(b"dead-id8", 0x3132_3334_3536)
     epoch = EpochReport(b"clusip-8", 0x4142_4344_4546, 0x5152_5354_5556, owns=True, named=False, handover=3)
+    another = replace(epoch, owns=False, named=True, handover=4, acting=True)
     message = Heartbeat(
         b"node-id8",
         0x6162_6364_6566,
@@ -73,16 +83,19 @@ def test_the_layout_is_the_documented_one():
         0x9192,
         5,
         b"smallest",
-        (peer,),
+        (peer, other),
         (verdict,),
-        (epoch,),
+        (epoch, another),
+        0xA1A2A3,
     )
     written = (
         b"\x01\x01node-id8abcdefqrstu"
-        b"\x10\x81\x82\x91\x92\x05smallest\x01\x01\x01"
-        b"peer-id8\x01\x02\x03\x04\x05\x06\x11\x12\x13\x14\x15\x21\x22"
+        b"\x10\x81\x82\x91\x92\x05smallest\xa1\xa2\xa3\x02\x01"
+        b"peer-id8\x01\x02\x03\x04\x05\x06\x11\x12\x13\x14\x15\xa1\x22"
+        b"peer-id8\x01\x02\x03\x04\x05\x06\x11\x12\x13\x14\x15\x71\x32"
         b"dead-id8123456"
         b"clusip-8ABCDEFQRSTUV\x0d"
+        b"clusip-8ABCDEFQRSTUV\x32"
     )
     assert encode(message, KEY) == signed(written)
 
@@ -154,10 +167,12 @@ def test_any_of_the_keys_verifies_so_that_keys_can_be_exchanged():
         ("heartbeat-of-three", 1, 0, Reason.KIND),
         ("heartbeat-of-three", 1, 4, Reason.KIND),
         ("heartbeat-of-three", 21, 0x80, Reason.MALFORMED),  # a flag that nobody knows
-        ("heartbeat-of-three", 35, 3, Reason.MALFORMED),  # more peers than are there
-        ("heartbeat-of-three", 36, 255, Reason.MALFORMED),
-        ("heartbeat-of-three", 37, 0, Reason.MALFORMED),  # fewer epochs than are there
+        ("heartbeat-of-three", 38, 9, Reason.MALFORMED),  # more peers than are there
+        ("heartbeat-of-three", 39, 255, Reason.MALFORMED),
+        ("heartbeat-of-three", 39, 0, Reason.MALFORMED),  # the epochs are a verdict longer than they can be
         ("heartbeat-of-three", -1, 5 << 2, Reason.MALFORMED),  # a handover that nobody knows
+        ("heartbeat-of-three", -1, 1 << 5 | 7 << 2, Reason.MALFORMED),
+        ("heartbeat-of-three", -1, 0x40, Reason.MALFORMED),
         ("heartbeat-of-three", -1, 0x80, Reason.MALFORMED),
         ("epoch-piece", 35, 2, Reason.MALFORMED),  # the third of two
         ("epoch-piece", 36, 0, Reason.MALFORMED),
@@ -187,10 +202,8 @@ PEER = PeerReport(node_id("n2"), 1, 1, 1)
         replace(ALONE, lease_ms=0x10000),
         replace(ALONE, hold_ms=-1),
         replace(ALONE, group_size=256),
-        replace(ALONE, digest=1),
-        replace(ALONE, peers=(replace(PEER, complete=False),)),
-        replace(ALONE, peers=(replace(PEER, direct=False),)),
-        replace(ALONE, epochs=(EpochReport(b"eightbyt", 2, 1, False, False, acting=True),)),
+        replace(ALONE, digest=1 << 24),
+        replace(ALONE, digest=-1),
         replace(ALONE, peers=(replace(PEER, sequence=-1),)),
         replace(ALONE, peers=(replace(PEER, age_ms=-1),)),
         replace(ALONE, peers=(PEER,) * 65),
@@ -214,13 +227,15 @@ def test_a_message_that_no_frame_can_hold_is_refused_with_a_sentence(message):
 def test_more_peers_than_a_segment_has_are_refused_though_there_is_room_for_another():
     whole = replace(heartbeat_of(64, 0), verdicts=())
     frame = bytearray(encode(whole, KEY)[:-TAG_BYTES])
-    frame[35] += 1
+    frame[38] += 1
     assert why(signed(bytes(frame) + bytes(21))) == Reason.MALFORMED
 
 
 def test_an_age_that_no_frame_can_hold_is_very_old():
-    said = decode(encode(replace(ALONE, peers=(replace(PEER, age_ms=10**9),)), KEY), (KEY,))
-    assert said.peers[0].age_ms == 0xFFFF
+    for age_ms in (0x3FFF, 0x4000, 10**9):
+        peer = replace(PEER, age_ms=age_ms, complete=False, direct=False)
+        said = decode(encode(replace(ALONE, peers=(peer,)), KEY), (KEY,))
+        assert said.peers == (replace(peer, age_ms=0x3FFF),)
 
 
 @pytest.mark.parametrize(("nodes", "epochs"), [(2, 62), (3, 61), (16, 48), (64, 0)])
@@ -236,7 +251,26 @@ def test_all_peers_and_as_many_epochs_as_fit_are_in_a_frame(nodes, epochs):
 
 
 def test_a_frame_of_64_nodes_without_a_verdict_still_reports_an_epoch():
-    assert len(fit(replace(heartbeat_of(64, 1000), verdicts=())).epochs) == 1
+    said = fit(replace(heartbeat_of(64, 1000), verdicts=()))
+    assert (len(said.peers), len(said.epochs)) == (63, 1)
+    assert len(encode(said, KEY)) == MAX_BYTES
+
+
+def test_a_report_that_differs_in_anything_has_another_mark_and_every_mark_fits_into_a_frame():
+    report = EpochReport(b"eightbyt", 3, 2, owns=True, named=False)
+    others = (
+        replace(report, held=4),
+        replace(report, in_use=3),
+        replace(report, owns=False),
+        replace(report, named=True),
+        replace(report, handover=Handover.DRAIN),
+        replace(report, acting=True),
+        replace(report, clusterip=b"EIGHTBYT"),
+    )
+    marks = {one.mark() for one in (report, *others)}
+    assert len(marks) == len(others) + 1
+    for mark in marks:
+        assert decode(encode(replace(ALONE, digest=mark), KEY), (KEY,)).digest == mark
 
 
 def test_of_more_nodes_than_a_segment_may_have_the_first_are_reported():

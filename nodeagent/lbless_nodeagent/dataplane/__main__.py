@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from lbless_api.fields import Invalid
@@ -25,14 +26,23 @@ from lbless_edge.process import (
 )
 from lbless_nodeagent import files
 from lbless_nodeagent.dataplane.engine import EngineError
-from lbless_nodeagent.dataplane.engines import AUTO, ENGINES, Choice, choose
+from lbless_nodeagent.dataplane.engines import AUTO, ENGINES, Choice, choose, engines
+from lbless_nodeagent.dataplane.keyfile import KeyFile
 from lbless_nodeagent.dataplane.loop import Loop, StopSignal
+from lbless_nodeagent.dataplane.membership import Times
+from lbless_nodeagent.dataplane.memoryfile import MemoryFile
+from lbless_nodeagent.dataplane.ports import Ports
 from lbless_nodeagent.dataplane.reconcile import Outcome, Reconciler
 from lbless_nodeagent.dataplane.report import Reporter
 from lbless_nodeagent.dataplane.rtnetlink import LinkError
+from lbless_nodeagent.dataplane.shares import Shares
+from lbless_nodeagent.dataplane.statefiles import IdentityFile
+from lbless_nodeagent.dataplane.tick.messages import Begin
+from lbless_nodeagent.dataplane.tickprocess import TickEndedError, TickProcess
 
 PROGRAM = "lbless-dataplane"
 LOCK_POLL_SECONDS = 0.005
+DEFAULT_TICK_MS = 100
 _CAPABILITIES = {12: "CAP_NET_ADMIN", 13: "CAP_NET_RAW"}
 
 _LOG = logging.getLogger("lbless.dataplane")
@@ -51,7 +61,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--state-dir", default=DEFAULT_DIRECTORY, type=Path, metavar="DIR", help="shared with lbless-sync"
     )
-    parser.add_argument("--key-file", type=Path, metavar="FILE", help="key of the heartbeats between nodes")
+    parser.add_argument(
+        "--key-file",
+        type=Path,
+        metavar="FILE",
+        help="keys of the heartbeats between nodes; without it there are none, and no node takes over from another",
+    )
+    _add_times(parser)
+    parser.add_argument(
+        "--realtime",
+        action="store_true",
+        help="run heartbeats before everything else, in locked memory; needs CAP_SYS_NICE and CAP_IPC_LOCK",
+    )
     parser.add_argument(
         "--engine",
         choices=(AUTO, *ENGINES),
@@ -69,22 +90,50 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_times(parser: argparse.ArgumentParser) -> None:
+    usual = Times.of_tick(DEFAULT_TICK_MS / 1000)
+    parser.add_argument(
+        "--tick-ms",
+        type=int,
+        default=DEFAULT_TICK_MS,
+        metavar="MS",
+        help="time between two heartbeats, the same on all nodes; the other times follow from it",
+    )
+    for name, seconds, what in (
+        ("lease", usual.lease, "for so long a node serves that no peer acknowledges, 7 ticks"),
+        ("dead", usual.dead, "after so long a silent peer counts as dead, 50 more than the lease"),
+        ("hold", usual.hold, "for so long a node may be restarted without losing its share"),
+    ):
+        parser.add_argument(
+            f"--{name}-ms", type=int, metavar="MS", help=f"{what}: {seconds * 1000:.0f} with the usual tick"
+        )
+
+
+def _times(options: argparse.Namespace) -> Times:
+    given = {name: getattr(options, f"{name}_ms") for name in ("lease", "dead", "hold")}
+    try:
+        times = Times.of_tick(options.tick_ms / 1000)
+        return replace(times, **{name: ms / 1000 for name, ms in given.items() if ms is not None})
+    except ValueError as error:
+        raise Fatal(f"The times of the heartbeats do not work together: {error}") from None
+
+
 def _serve(options: argparse.Namespace) -> None:
     stop = StopSignal()
-    if options.key_file and not os.access(options.key_file, os.R_OK):
-        raise Fatal(f"Key file {options.key_file} cannot be read: check its name and permissions.")
-    with _reconciler(options, stop) as (reconciler, choice):
+    keys = _keys(options.key_file) if options.key_file else None
+    with _reconciler(options, stop, keys) as (reconciler, choice):
+        ports = reconciler.shares.ports if reconciler.shares else None
         reporter = Reporter(options.state_dir, files.boot_id(), choice.passed_over)
         serve_metrics(options.metrics_port)
         if options.metrics_port:
             from lbless_nodeagent.dataplane import metrics  # noqa: PLC0415 - memory that few need
 
-            metrics.register(lambda: reporter.last)
+            metrics.register(lambda: reporter.last, ports)
         name = choice.engine.name
         _LOG.info("Serving node %s from %s with the %s engine.", options.node, options.state_dir, name)
         for report in choice.passed_over:
             _LOG.info("The %s engine is not used: %s", report.name, report.message)
-        Loop(reconciler, choice.engine, reporter, stop).run()
+        Loop(reconciler, choice.engine, reporter, stop, keys).run()
         if _intent(reconciler) is Intent.REMOVE:
             _remove(reconciler)
             reporter.report(Outcome(), reconciler.programming.report, {})
@@ -94,35 +143,39 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _cleanup(options: argparse.Namespace) -> None:
-    with _reconciler(options, None) as (reconciler, _):
+    with _reconciler(options, None, None) as (reconciler, _):
         _remove(reconciler)
         _LOG.info("Nothing of lbless is left in the kernel.")
 
 
 @contextmanager
-def _reconciler(options: argparse.Namespace, stop: StopSignal | None) -> Iterator[tuple[Reconciler, Choice]]:
+def _reconciler(
+    options: argparse.Namespace, stop: StopSignal | None, keys: KeyFile | None
+) -> Iterator[tuple[Reconciler, Choice]]:
     """What both modes need, with everything that can be missing said in one sentence.
 
-    `stop` ends the waiting for another process, where that is asked for.
+    `stop` ends the waiting for another process, where that is asked for; with `keys` there are heartbeats.
     """
+    times = _times(options)
     _check_capabilities()
     directory: Path = options.state_dir
     try:
         for needed in (directory, directory / DESIRED, directory / APPLIED):
             files.make_directory(needed)
         # What takes long and touches nothing comes first: a node that is taken over from answers nobody.
-        choice = choose(options.engine)
+        choice = choose(options.engine, engines(lease=keys is not None))
         lock = _lock(directory / ".dataplane.lock", stop if options.wait else None)
     except (files.UnwritableError, files.LockedError) as error:
         raise Fatal(str(error)) from None
     try:
         try:
-            reconciler = _reconciler_of(options, choice)
-            yield reconciler, choice
-            reconciler.close()
+            with _membership(options, choice, keys, times) as (identity, shares):
+                reconciler = _reconciler_of(options, choice, identity, shares)
+                yield reconciler, choice
+                reconciler.close()
         finally:
             choice.engine.close()
-    except (EngineError, LinkError) as error:
+    except (EngineError, LinkError, TickEndedError) as error:
         raise Fatal(str(error)) from None
     finally:
         os.close(lock)
@@ -146,7 +199,42 @@ def _lock(path: Path, stop: StopSignal | None) -> int:
         time.sleep(LOCK_POLL_SECONDS)
 
 
-def _reconciler_of(options: argparse.Namespace, choice: Choice) -> Reconciler:
+@contextmanager
+def _membership(
+    options: argparse.Namespace, choice: Choice, keys: KeyFile | None, times: Times
+) -> Iterator[tuple[IdentityFile, Shares | None]]:
+    """The incarnations, and with `keys` the tick process."""
+    identity = IdentityFile(options.state_dir)
+    if keys is None:
+        yield identity, None
+        return
+    boot_id = files.boot_id()
+    tick = TickProcess(Begin(options.node, times, keys.keys, options.realtime))
+    try:
+        ports = Ports(
+            tick,
+            identity,
+            MemoryFile(options.state_dir, boot_id),
+            boot_id,
+            fenced=not choice.report.unfenced,
+            lease_left=choice.engine.lease_left,
+        )
+        yield identity, Shares(options.node, ports)
+    finally:
+        tick.close()
+
+
+def _keys(path: Path) -> KeyFile:
+    keys = KeyFile(path)
+    keys.refresh()
+    if not keys.keys:
+        raise Fatal(keys.problem)
+    return keys
+
+
+def _reconciler_of(
+    options: argparse.Namespace, choice: Choice, identity: IdentityFile, shares: Shares | None
+) -> Reconciler:
     """Also tell sync why, where the engine cannot work at all: it outlives this process."""
     engine, boot_id = choice.engine, files.boot_id()
     try:
@@ -157,6 +245,8 @@ def _reconciler_of(options: argparse.Namespace, choice: Choice) -> Reconciler:
             boot_id,
             report=choice.report,
             leftovers=choice.leftovers,
+            identity=identity,
+            shares=shares,
         )
     except EngineError as error:
         useless = EngineReport(engine.name, False, str(error))

@@ -54,6 +54,21 @@ def with_interfaces(identity: Identity, names: Iterable[str], boot_id: str, unix
     return Identity(dict(sorted([*made.items(), *gone[:_KEPT]])))
 
 
+def with_new(identity: Identity, name: str, boot_id: str, unix_ms: int) -> Identity:
+    """Return the identity in which an interface has an incarnation that it never had."""
+    last = identity.interfaces.get(name)
+    number = min(max(last.number + 1 if last else 0, unix_ms), MAX_INCARNATION)
+    return Identity({**identity.interfaces, name: Incarnation(number, boot_id)})
+
+
+def with_number(identity: Identity, name: str, boot_id: str, number: int) -> Identity:
+    """Return the identity in which an interface has this incarnation, or the one it has if that is newer."""
+    last = identity.interfaces.get(name)
+    if last and last.number >= number:
+        return identity
+    return Identity({**identity.interfaces, name: Incarnation(number, boot_id)})
+
+
 def parse_identity(value: object) -> Identity:
     """Read identity.json; raises Invalid."""
     entries = mapping(mapping(value, "identity.json").get("interfaces"), "interfaces")

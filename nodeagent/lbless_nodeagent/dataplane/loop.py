@@ -11,7 +11,11 @@ import signal
 import time
 from types import FrameType
 
+from lbless_api.fields import Invalid
+from lbless_api.state import Intent as StopIntent
 from lbless_nodeagent.dataplane.engine import Engine
+from lbless_nodeagent.dataplane.keyfile import KeyFile
+from lbless_nodeagent.dataplane.membership import Intent
 from lbless_nodeagent.dataplane.reconcile import Outcome, Reconciler
 from lbless_nodeagent.dataplane.report import Reporter
 
@@ -21,6 +25,10 @@ REPORT_SECONDS = 1.5
 THOROUGH_SECONDS = 30.0
 """What no notification told of is found by passes that believe nothing: one of files and links, and half
 way between two of those one of the rules, so that neither keeps a repair waiting for long."""
+
+_STOPPING_SECONDS = 0.05
+_STOP_AT_MOST_SECONDS = 3.0
+"""Peers acknowledge a hold within 6 TICKs, or are told that the node leaves."""
 
 _SETTLE_SECONDS = 0.001
 _SETTLE_AT_MOST_SECONDS = 0.02
@@ -57,7 +65,15 @@ class StopSignal:
 class Loop:
     """Runs passes until a stop is asked for."""
 
-    def __init__(self, reconciler: Reconciler, engine: Engine, reporter: Reporter, stop: StopSignal) -> None:
+    def __init__(
+        self,
+        reconciler: Reconciler,
+        engine: Engine,
+        reporter: Reporter,
+        stop: StopSignal,
+        keys: KeyFile | None = None,
+    ) -> None:
+        """`keys` are those of the heartbeats, where there are some."""
         self._reconciler = reconciler
         self._reporter = reporter
         self._stop = stop
@@ -68,19 +84,25 @@ class Loop:
             if descriptor is not None:
                 self._poll.register(descriptor, select.POLLIN)
         self._rules = rules
+        self._ports = reconciler.shares.ports if reconciler.shares else None
+        self._keys = keys
+        self._ends_at: float | None = None
 
     def run(self) -> None:
-        """Pass when something changed and every 15 s, report after each pass and every 1.5 s."""
+        """Pass when something changed and every 15 s, report after each pass and every 1.5 s.
+
+        With heartbeats a stop takes until the peers know of it, and passes go on meanwhile. Raises TickEndedError.
+        """
         thorough_at = time.monotonic() + THOROUGH_SECONDS
         audit_at = thorough_at - THOROUGH_SECONDS / 2
         outcome = self._pass()
-        while not self._stop.is_requested():
+        while not self._ends():
             idle_since = time.monotonic()
             pass_at = min(thorough_at, audit_at)
             if outcome.retry_at is not None:
                 pass_at = min(pass_at, outcome.retry_at)
-            changed = self._wait(min(pass_at, idle_since + REPORT_SECONDS))
-            if self._stop.is_requested():
+            changed = self._wait(min(pass_at, idle_since + self._report_seconds()))
+            if self._ends():
                 break
             now = time.monotonic()
             if changed or now >= pass_at:
@@ -95,6 +117,29 @@ class Loop:
             else:
                 self._report(outcome)
 
+    def _report_seconds(self) -> float:
+        return REPORT_SECONDS if self._ends_at is None else _STOPPING_SECONDS
+
+    def _ends(self) -> bool:
+        """Whether to end now: a stop was asked for, and the peers know of it."""
+        if not self._stop.is_requested():
+            return False
+        if self._ports is None:
+            return True
+        if self._ends_at is None:
+            self._poll.unregister(self._stop.fileno())  # readable from now on
+            self._ends_at = time.monotonic() + _STOP_AT_MOST_SECONDS
+            self._ports.stop(self._meaning())
+        return self._ports.ended or time.monotonic() >= self._ends_at
+
+    def _meaning(self) -> Intent:
+        """What the peers are to be told: that another process follows, or none."""
+        try:
+            follows = self._reconciler.desired.intent() is StopIntent.HOLD
+        except Invalid:
+            follows = True
+        return Intent.HOLD if follows else Intent.LEAVE
+
     def _pass(self, *, thorough: bool = False, audit: bool = False) -> Outcome:
         damaged = self._reconciler.damaged()
         if damaged:
@@ -104,13 +149,17 @@ class Loop:
         return outcome
 
     def _report(self, outcome: Outcome) -> None:
+        if self._ports:
+            self._ports.alive()
+            if self._keys and self._keys.refresh():
+                self._ports.rekey(self._keys.keys)
         programming = self._reconciler.programming
         self._reporter.report(outcome, programming.report, programming.counters(), self._reconciler.repairs)
 
     def _wait(self, deadline: float) -> bool:
         """Wait for a change until `deadline`, then for the end of its burst; return whether one came."""
         while not self._heard(deadline - time.monotonic()):
-            if time.monotonic() >= deadline or self._stop.is_requested():
+            if time.monotonic() >= deadline or (self._stop.is_requested() and self._ends()):
                 return False
         last = time.monotonic() + _SETTLE_AT_MOST_SECONDS
         while time.monotonic() < last and self._heard(_SETTLE_SECONDS):
@@ -119,12 +168,17 @@ class Loop:
 
     def _heard(self, seconds: float) -> bool:
         """Wait for a notification that long, and return whether one came that a pass is needed for."""
+        if self._ports:
+            wanted = select.POLLIN | select.POLLOUT if self._ports.is_blocked else select.POLLIN
+            self._poll.register(self._ports.fileno(), wanted)
         ready = [descriptor for descriptor, _ in self._poll.poll(max(0.0, seconds) * 1000)]
         matters = False
         if self._reconciler.links.fileno() in ready:
             matters |= self._reconciler.links.drain()
         if self._reconciler.desired.fileno() in ready:
             matters |= self._reconciler.desired.drain()
+        if self._ports and self._ports.fileno() in ready:
+            matters |= self._ports.receive()
         if self._rules in ready:
             matters |= not self._reconciler.programming.check()
         return matters

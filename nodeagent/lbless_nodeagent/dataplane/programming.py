@@ -46,6 +46,8 @@ class Programming:
         self.installed: Vips = dict(found.vips) if found else {}
         self.local_sources = found.local_sources if found else frozenset()
         self.repairs = 0
+        self.applications = 0
+        """How often the kernel was written, or may have been."""
         self._applied: Wanted | None = None
         self._intact = False
         self._busy = False  # at the last `apply`
@@ -198,6 +200,7 @@ class Programming:
         self.installed = dict(found.vips) if found else {}
 
     def _apply(self, wanted: Wanted) -> str | None:
+        self.applications += 1
         try:
             self._engine.apply(wanted)
         except EngineError as error:

@@ -22,7 +22,7 @@ from lbless_nodeagent import files
 from lbless_nodeagent.dataplane.addresses import Addresses, Settled
 from lbless_nodeagent.dataplane.announce import Announcements
 from lbless_nodeagent.dataplane.decide import Decider, Decision, failure, in_force
-from lbless_nodeagent.dataplane.desired import Desired, DesiredDirectory
+from lbless_nodeagent.dataplane.desired import Desired, DesiredDirectory, Document
 from lbless_nodeagent.dataplane.engine import Engine, EngineError, Vip
 from lbless_nodeagent.dataplane.engines import Leftovers
 from lbless_nodeagent.dataplane.identity import with_interfaces
@@ -33,6 +33,7 @@ from lbless_nodeagent.dataplane.network import Address, Link, Network, interface
 from lbless_nodeagent.dataplane.placing import Placing, Served
 from lbless_nodeagent.dataplane.programming import Programming
 from lbless_nodeagent.dataplane.rtnetlink import LinkError, Rtnetlink
+from lbless_nodeagent.dataplane.shares import Shares
 from lbless_nodeagent.dataplane.statefiles import IdentityFile, JournalFile
 
 RETRY_SECONDS = 1.0
@@ -70,17 +71,21 @@ class Reconciler:
         *,
         report: EngineReport | None = None,
         leftovers: Leftovers | None = None,
+        identity: IdentityFile | None = None,
+        shares: Shares | None = None,
     ) -> None:
         """Read what an earlier process left; raises EngineError, LinkError.
 
-        `report` is the engine's, if it was probed already; `leftovers` are those of the other engines.
+        `report` is the engine's, if it was probed already; `leftovers` are those of the other engines. `shares`
+        with heartbeats; without, each ClusterIP is followed as its file has it.
         """
         self._boot_id = boot_id
         self._directory = directory
         self.desired = DesiredDirectory(directory / DESIRED, boot_id)
         self._last_good = LastGood(directory / APPLIED)
         self._journal = JournalFile(directory, boot_id)
-        self._identity = IdentityFile(directory)
+        self._identity = identity or IdentityFile(directory)
+        self.shares = shares
         self.links = Rtnetlink()
         self._addresses = Addresses(self.links, self._journal)
         self._announcements = Announcements()
@@ -172,10 +177,7 @@ class Reconciler:
         network = self._addresses.network
         own = self._own(network, self._addresses.shared)
         found = self._interfaces(own)
-        documents = {uid: document.clusterip for uid, document in desired.documents.items()}
-        counted = in_force(
-            documents, self._last_good.clusterips(), unusable=desired.faults, complete=desired.complete
-        )
+        counted = self._counted(desired, found)
         pod_cidrs = self._pod_cidrs_of(desired.node) if desired.node else self.programming.local_sources
         decision = self._decider.decide(counted, found, self._taken(network, own, pod_cidrs))
         orphans = self._unexplained(desired, counted)
@@ -186,6 +188,9 @@ class Reconciler:
         failures = self._failures(decision, desired, counted, settled, refused)
         problems += self._drop(decision, desired, counted)
         problems += self._succeed(wanted)
+        if self.shares:
+            self.shares.confirm(self.programming.installed, self.programming.applications)
+            problems += self.shares.ports.problems
         problems += [p for p in (self._journal.problem, self._identity.problem) if p]
         if orphans:
             problems.append(
@@ -201,6 +206,23 @@ class Reconciler:
             interfaces=found,
             retry_at=time.monotonic() if outdated else self._retry_at(troubled=bool(troubled)),
         )
+
+    def _counted(self, desired: Desired, found: tuple[Interface, ...]) -> Mapping[str, ClusterIP]:
+        """The ClusterIPs that count, each as it is to be followed now."""
+        shares, former = self.shares, self._last_good.clusterips()
+        documents = (
+            shares.documents(desired.documents, complete=desired.complete) if shares else desired.documents
+        )
+        newest = {uid: document.clusterip for uid, document in documents.items()}
+        counted = in_force(newest, former, unusable=desired.faults, complete=desired.complete)
+        if shares is None:
+            return counted
+        indexes = {link.name: link.index for link in self._addresses.network.links.values()}
+        return shares.follow(counted, documents, former, found, indexes, self.programming.installed)
+
+    def _document(self, uid: str, desired: Desired) -> Document | None:
+        """That by which a ClusterIP is served."""
+        return self.shares.document(uid) if self.shares else desired.documents.get(uid)
 
     def _check_files(self) -> None:
         """Make again what somebody removed of the state directory, as far as its disk allows."""
@@ -275,8 +297,8 @@ class Reconciler:
     def _keep(self, decision: Decision, desired: Desired) -> list[str]:
         """Write down the last good states before the kernel is touched; return what was not possible."""
         for uid, vip in decision.vips.items():
-            document = desired.documents.get(uid)
-            if document:
+            document = self._document(uid, desired)
+            if document and document.content:  # else it is the last good state
                 self._last_good.keep(document, vip.interface)
         try:
             self._last_good.write()
@@ -344,8 +366,9 @@ class Reconciler:
             vip = decision.vips.get(uid)
             nothing = vip is None and clusterip.epoch > 0 and uid not in left
             there = vip is not None and (not absent or vip.ip not in absent)
-            if (nothing or there) and uid not in failures:
-                applied[uid] = clusterip.epoch
+            epoch = self.shares.epoch(clusterip) if self.shares else clusterip.epoch
+            if (nothing or there) and uid not in failures and epoch:
+                applied[uid] = epoch
         return applied
 
     def _absent(self) -> set[IPv4Address]:
@@ -375,6 +398,7 @@ class Reconciler:
 
     def _retry_at(self, *, troubled: bool) -> float | None:
         times = [self.programming.retry_at, self._announcements.next_at]
+        times += [self.shares.ports.retry_at] if self.shares else []
         if troubled:
             times.append(time.monotonic() + RETRY_SECONDS)
         return min((t for t in times if t is not None), default=None)

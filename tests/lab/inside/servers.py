@@ -1,13 +1,17 @@
 """A node's service: says over TCP and UDP, in one line of JSON, which node answers whom.
 
-Run as `servers.py NODE --tcp PORT… --udp PORT… --long PORT…`; writes `ready` to standard output once every port is
-bound. A TCP connection gets a line when it is accepted and one more for each line that it sends, until the client
-closes it. On the ports of `--long`, TCP too, a line has 256 KiB, most of it blanks.
+Run as `servers.py NODE --tcp PORT… --udp PORT… --long PORT… --stream PORT…`; writes `ready` to standard output once
+every port is bound. A TCP connection gets a line when it is accepted and one more for each line that it sends, until
+the client closes it. On the ports of `--long`, TCP too, a line has 256 KiB, most of it blanks. On those of `--stream`
+data follows the line, steadily and never the same, in pieces with their length (4 bytes) before them; when the client
+has ended its side, a length of 0 and the SHA-256 of all data are the end.
 """
 
 import argparse
 import asyncio
+import hashlib
 import json
+import os
 import socket
 import struct
 
@@ -20,6 +24,7 @@ BACKLOG = 4096
 LINGER_SECONDS = 0.05
 BLANKS = b" " * (256 * 1024)
 DATAGRAM_BUFFER = 8 * 1024 * 1024
+PIECE_BYTES, PIECE_SECONDS = 4096, 0.02
 
 
 def main() -> None:
@@ -29,11 +34,14 @@ def main() -> None:
     parser.add_argument("--tcp", type=int, nargs="*", default=[])
     parser.add_argument("--udp", type=int, nargs="*", default=[])
     parser.add_argument("--long", type=int, nargs="*", default=[])
+    parser.add_argument("--stream", type=int, nargs="*", default=[])
     arguments = parser.parse_args()
-    asyncio.run(serve(arguments.node, arguments.tcp, arguments.udp, arguments.long))
+    asyncio.run(serve(arguments.node, arguments.tcp, arguments.udp, arguments.long, arguments.stream))
 
 
-async def serve(node: str, tcp_ports: list[int], udp_ports: list[int], long_ports: list[int]) -> None:
+async def serve(
+    node: str, tcp_ports: list[int], udp_ports: list[int], long_ports: list[int], stream_ports: list[int]
+) -> None:
     """Bind every port on all addresses, say so, and answer."""
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -50,9 +58,32 @@ async def serve(node: str, tcp_ports: list[int], udp_ports: list[int], long_port
         finally:
             writer.close()
 
+    async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(_answer(node, writer.get_extra_info("peername")))
+        sent = hashlib.sha256()
+        over = asyncio.create_task(reader.read())
+        try:
+            while not over.done():
+                piece = os.urandom(PIECE_BYTES)
+                sent.update(piece)
+                writer.write(len(piece).to_bytes(4, "big") + piece)
+                await writer.drain()
+                await asyncio.wait([over], timeout=PIECE_SECONDS)
+            await over
+            writer.write(bytes(4) + sent.digest())
+            await writer.drain()
+        except ConnectionError:
+            pass
+        finally:
+            over.cancel()
+            writer.close()
+
     servers = [
         await asyncio.start_server(converse, "0.0.0.0", port, backlog=BACKLOG, reuse_address=True)
         for port in (*tcp_ports, *long_ports)
+    ]
+    servers += [
+        await asyncio.start_server(stream, "0.0.0.0", port, reuse_address=True) for port in stream_ports
     ]
     loop = asyncio.get_running_loop()
     for port in udp_ports:

@@ -195,6 +195,13 @@ class Agreeing(Leasing):
                 shown = max(shown, report.held, report.in_use)
         return shown if not standing.epochs or shown > max(standing.epochs) else 0
 
+    def holders(self, clusterip: bytes, number: int) -> list[bytes]:
+        """The living peers that show the epoch as their newest."""
+        standing = self.standings.get(clusterip)
+        if standing is None:
+            return []
+        return [n for n, said in standing.reports.items() if said.held == number and not self.peers[n].dead]
+
     def withdraw_report(self, clusterip: bytes) -> None:
         """Tell the peers that this node has nothing of the ClusterIP any more."""
         raise NotImplementedError

@@ -18,6 +18,12 @@ class Leasing(Judging):
                 self.listening = self.now
         self.last_turn = self.now
 
+    def overrun(self, now: float) -> None:
+        """Frames were lost before they could be read, or are not read yet: what was not heard says nothing, and
+        is a gap until then."""
+        self.now = max(self.now, now)
+        self.steady_since = self.now
+
     def rule4_deaf(self) -> None:
         """Deaf is who hears no frame of any kind for QUIET though a peer counts as living; a frame ends it.
         Deaf is also who has no carrier: whoever lives, no client reaches it either.

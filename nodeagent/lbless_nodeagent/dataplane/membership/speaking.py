@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from lbless_api.heartbeat import EpochReport, Flag, Heartbeat, PeerReport, Verdict
+from lbless_api.heartbeat_frame import (
+    EPOCH_BYTES,
+    HEARTBEAT_BYTES,
+    MAX_BYTES,
+    MAX_PEERS,
+    PEER_BYTES,
+    VERDICT_BYTES,
+)
 from lbless_nodeagent.dataplane.membership.state import NEVER, Peer, Standing
 from lbless_nodeagent.dataplane.membership.stopping import Stopping
 
-FRAME_BYTES, HEAD_BYTES = 1400, 70
-PEER_BYTES, VERDICT_BYTES, EPOCH_BYTES = 21, 14, 21
 SETTLED_REPORTS = 4
 """Reports that have not changed in each frame, in rotation: the digest tells a peer if it has missed one."""
 REPEATS = 2
@@ -17,7 +23,7 @@ REPEAT_TICKS = 3
 BURST_FRAMES = 24
 """More frames than that are not sent in one turn."""
 CHANGE_GAP, ANSWER_GAP = 0.002, 0.02
-MAX_PEERS, MAX_VERDICTS = 63, 32
+MAX_VERDICTS = 32
 
 
 class Speaking(Stopping):
@@ -86,11 +92,11 @@ class Speaking(Stopping):
         dead = [p for p in self.peers.values() if p.dead]
         dead.sort(key=lambda p: p.heard, reverse=True)
         verdicts = tuple(Verdict(*p.key) for p in dead[:MAX_VERDICTS])
-        room = FRAME_BYTES - HEAD_BYTES - PEER_BYTES * len(peers)
+        room = MAX_BYTES - HEARTBEAT_BYTES - PEER_BYTES * len(peers)
         verdicts = verdicts[: max(0, room // VERDICT_BYTES)]
         room -= VERDICT_BYTES * len(verdicts)
         frames = [self._heartbeat(peers, verdicts, self._epochs(room // EPOCH_BYTES, SETTLED_REPORTS))]
-        whole = (FRAME_BYTES - HEAD_BYTES) // EPOCH_BYTES
+        whole = (MAX_BYTES - HEARTBEAT_BYTES) // EPOCH_BYTES
         while len(frames) < BURST_FRAMES and self._untold(frames):
             frames.append(self._heartbeat((), (), self._epochs(whole, 0)))
         self.changed = len(frames) == BURST_FRAMES and bool(self.queue)

@@ -106,6 +106,11 @@ class Stopping(Acting):
             self.returning = None
             self.touch_all()
 
+    def take_sequence(self) -> int:
+        """A sequence for a frame that is no heartbeat: of one sender each number comes once."""
+        self.sequence = self.next_sequence()
+        return self.sequence
+
     def next_sequence(self) -> int:
         """The sequence of the next frame: ms of a clock that goes on between processes, so that a successor
         needs none stored."""

@@ -1,0 +1,127 @@
+"""membership.json: what a process of this boot leaves to its successor, which may go on as the same incarnation.
+
+Owns the file. Whether it counts is decided by the lease in the kernel. It need not survive a power cut, after
+which no lease runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from lbless_api.clusterip import MAX_INCARNATION, is_uid
+from lbless_api.fields import Invalid, integer, items, mapping, text
+from lbless_api.heartbeat import ID_BYTES
+from lbless_api.node import JSON
+from lbless_nodeagent import files
+from lbless_nodeagent.dataplane.membership import Memory
+
+NAME = "membership.json"
+
+_LOG = logging.getLogger(__name__)
+
+
+class MemoryFile:
+    """The memories by interface. `former` are those of an earlier process of this boot."""
+
+    def __init__(self, directory: Path, boot_id: str) -> None:
+        self._path = directory / NAME
+        self._boot_id = boot_id
+        self._present: dict[str, Memory] = {}
+        self.problem: str | None = None
+        self.former: Mapping[str, Memory] = {}
+        try:
+            self.former = parse_memories(files.read_json(self._path), boot_id)
+        except FileNotFoundError:
+            pass
+        except Invalid as fault:
+            _LOG.warning("%s is left aside, this node begins as a new incarnation: %s", self._path, fault)
+
+    def keep(self, interface: str, memory: Memory) -> None:
+        """Write down an interface's."""
+        if self._present.get(interface) == memory and not self.problem:
+            return
+        self._present[interface] = memory
+        try:
+            files.write_json(self._path, render_memories(self._present, self._boot_id), durable=False)
+            self.problem = None
+        except files.UnwritableError as error:
+            self.problem = str(error)
+
+    def drop(self, interface: str) -> None:
+        """There is no such interface any more."""
+        self._present.pop(interface, None)
+
+
+def render_memories(memories: Mapping[str, Memory], boot_id: str) -> JSON:
+    """The file's content."""
+    return {
+        "bootID": boot_id,
+        "interfaces": {
+            name: {
+                "incarnation": memory.incarnation,
+                "peers": [[node.hex(), number] for node, number in memory.peers],
+                "verdicts": [[node.hex(), number] for node, number in memory.verdicts],
+                "holding": [[node.hex(), round(until * 1000)] for node, until in memory.holding],
+                "kernel": [list(one) for one in memory.kernel],
+                "held": memory.held,
+            }
+            for name, memory in memories.items()
+        },
+    }
+
+
+def parse_memories(value: object, boot_id: str) -> dict[str, Memory]:
+    """Read the file's content; nothing of another boot counts. Raises Invalid."""
+    whole = mapping(value, NAME)
+    if whole.get("bootID") != boot_id:
+        return {}
+    interfaces = mapping(whole.get("interfaces"), "interfaces")
+    return {name: _memory(mapping(one, f"interfaces.{name}")) for name, one in interfaces.items()}
+
+
+def _memory(fields: Mapping[str, object]) -> Memory:
+    return Memory(
+        incarnation=integer(fields.get("incarnation"), "incarnation", 1, MAX_INCARNATION),
+        peers=_numbered(fields, "peers"),
+        verdicts=_numbered(fields, "verdicts"),
+        holding=tuple((node, ms / 1000) for node, ms in _numbered(fields, "holding")),
+        kernel=tuple(_kernel(one) for one in items(fields.get("kernel"), "kernel")),
+        held=_flag(fields.get("held"), "held"),
+    )
+
+
+def _numbered(fields: Mapping[str, object], name: str) -> tuple[tuple[bytes, int], ...]:
+    found = []
+    for one in items(fields.get(name), name):
+        node, number = _row(one, name, 2)
+        try:
+            key = bytes.fromhex(text(node, name))
+        except ValueError:
+            key = b""
+        if len(key) != ID_BYTES:
+            raise Invalid(f"{name} has a node id that is not {ID_BYTES} bytes long.")
+        found.append((key, integer(number, name, 0, MAX_INCARNATION)))
+    return tuple(found)
+
+
+def _kernel(one: object) -> tuple[str, int, bool, bool]:
+    uid, epoch, owns, acts = _row(one, "kernel", 4)
+    name = text(uid, "kernel")
+    if not is_uid(name):
+        raise Invalid("kernel has a UID that is malformed.")
+    return name, integer(epoch, "kernel", 0, MAX_INCARNATION), _flag(owns, "kernel"), _flag(acts, "kernel")
+
+
+def _row(one: object, name: str, length: int) -> tuple[object, ...]:
+    row = tuple(items(one, name))
+    if len(row) != length:
+        raise Invalid(f"{name} has an entry of {len(row)} values, not {length}.")
+    return row
+
+
+def _flag(value: object, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise Invalid(f"{name} is not true or false.")
+    return value

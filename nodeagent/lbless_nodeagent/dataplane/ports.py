@@ -1,0 +1,263 @@
+"""The node's memberships as the programming process has them: one on each interface, in the tick process.
+
+Owns the conversation with that process: which interfaces have a membership and as which incarnation, what each
+of them says last, and what of it is written down. What follows for the buckets is `shares`'.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lbless_api.interfaces import Interface
+from lbless_nodeagent.dataplane.identity import with_new, with_number
+from lbless_nodeagent.dataplane.membership import Intent, Use, View
+from lbless_nodeagent.dataplane.memoryfile import MemoryFile
+from lbless_nodeagent.dataplane.statefiles import IdentityFile
+from lbless_nodeagent.dataplane.tick.messages import (
+    Alive,
+    Attach,
+    Carrier,
+    Detach,
+    Ended,
+    Figures,
+    Happened,
+    Keys,
+    Learnt,
+    Refused,
+    RulesGone,
+    Seen,
+    Segment,
+    Stop,
+    ToTick,
+)
+from lbless_nodeagent.dataplane.tickprocess import TickEndedError, TickProcess
+
+RETRY_SECONDS = 1.0
+
+_LOG = logging.getLogger("lbless.dataplane.membership")
+
+
+@dataclass(slots=True)
+class Port:
+    """What is known of one interface's membership."""
+
+    index: int
+    carrier: bool = True
+    view: View = field(default_factory=View)
+    """Without `use`; of version 0 until the first one has come."""
+    use: dict[str, Use] = field(default_factory=dict)
+    told: set[tuple[str, int]] = field(default_factory=set)
+    """The epochs (UID, number) of which the tick process has been told."""
+    confirmed: dict[str, tuple[int, int, bool]] = field(default_factory=dict)
+    """By UID: (incarnation, epoch, owns) of which it was told last that the kernel follows it."""
+    followed: int = 0
+    """The version of the view of which it was told last that the kernel follows it."""
+    segment: Segment | None = None
+    figures: Figures | None = None
+    refused: str = ""
+    retry_at: float = 0.0
+    ended: bool = False
+
+    def see(self, seen: Seen) -> bool:
+        """Take in a view; returns whether it is another."""
+        changed = seen.view.version != self.view.version
+        self.use.update(seen.view.use)
+        for uid in seen.unused:
+            self.use.pop(uid, None)
+        former, view = self.view, seen.view
+        # Equal ones stay the same objects, so that what was computed from them can be told apart at once.
+        living = former.living if former.living == view.living else view.living
+        held = former.held if former.held == view.held else view.held
+        self.view = View(view.version, view.incarnation, living, held)
+        return changed
+
+    def forget(self, uid: str) -> None:
+        """A ClusterIP is none of this interface."""
+        self.use.pop(uid, None)
+        self.confirmed.pop(uid, None)
+        self.told = {one for one in self.told if one[0] != uid}
+
+
+class Ports:
+    """All of them, by interface."""
+
+    def __init__(
+        self,
+        tick: TickProcess,
+        identity: IdentityFile,
+        memories: MemoryFile,
+        boot_id: str,
+        *,
+        fenced: bool,
+        lease_left: Callable[[str], float | None],
+    ) -> None:
+        """Find where a former process can be succeeded: before the engine writes anything, which may end a lease.
+        Elsewhere its incarnations have ended with it. `lease_left` is the engine's; `fenced`: whether it has leases.
+        """
+        self._tick, self._identity, self._memories = tick, identity, memories
+        self._boot_id, self._fenced, self._lease_left = boot_id, fenced, lease_left
+        self._ports: dict[str, Port] = {}
+        self._stopping = self._gone = False
+        ends = {name: self._lease_end(name) for name in memories.former}
+        self._resumed = {name: end for name, end in ends.items() if end is not None}
+        for name, last in identity.identity.interfaces.items():
+            if last.boot_id == boot_id and name not in self._resumed:
+                self._number_anew(name)
+        self._spoken: set[str] = set()
+        """The interfaces whose present incarnation has spoken: another membership needs another one."""
+        self.learnt: list[Learnt] = []
+        """Documents that peers have sent; whoever looks at them takes them out."""
+
+    def __getitem__(self, interface: str) -> Port:
+        return self._ports[interface]
+
+    def get(self, interface: str | None) -> Port | None:
+        """The port of an interface, None where there is none."""
+        return self._ports.get(interface) if interface else None
+
+    def items(self) -> list[tuple[str, Port]]:
+        """All of them."""
+        return list(self._ports.items())
+
+    def fileno(self) -> int:
+        """For poll()."""
+        return self._tick.fileno()
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether to poll for writing, too."""
+        return self._tick.is_blocked
+
+    def send(self, message: ToTick) -> None:
+        """Tell the tick process."""
+        self._tick.send(message)
+
+    def alive(self) -> None:
+        """Tell the tick process that this one does its work."""
+        self._tick.send(Alive())
+
+    def rekey(self, keys: tuple[bytes, ...]) -> None:
+        """The keys have changed."""
+        self._tick.send(Keys(keys))
+
+    def stop(self, intent: Intent) -> None:
+        """This dataplane is to end: go on with passes until `ended`."""
+        self._stopping = True
+        self._tick.send(Stop(intent))
+
+    @property
+    def ended(self) -> bool:
+        """Whether all has been told that `stop` was to tell."""
+        return self._gone or all(port.ended or port.refused for port in self._ports.values())
+
+    def close(self) -> None:
+        """End the tick process; the leases run out as they would."""
+        self._tick.close()
+
+    def receive(self) -> bool:
+        """Take in what the tick process says; returns whether a pass is needed. Raises TickEndedError."""
+        needed = False
+        try:
+            for message in self._tick.receive():
+                needed |= self._take(message)
+        except TickEndedError:
+            self._gone = True
+            if not self._stopping:
+                raise
+        return needed
+
+    @property
+    def retry_at(self) -> float | None:
+        """When an interface that could not be used is tried again, or None."""
+        return min((port.retry_at for port in self._ports.values() if port.refused), default=None)
+
+    @property
+    def problems(self) -> list[str]:
+        """A sentence for each interface on which there are no heartbeats, and for the file."""
+        found = [port.refused for port in self._ports.values() if port.refused]
+        return [*found, *([self._memories.problem] if self._memories.problem else [])]
+
+    def attach(
+        self, interfaces: Sequence[Interface], indexes: Mapping[str, int], used: Container[str]
+    ) -> None:
+        """Have a membership on each of the interfaces that is `used`, until it is gone."""
+        present = {interface.name for interface in interfaces}
+        for name in [name for name in self._ports if name not in present]:
+            del self._ports[name]
+            self._memories.drop(name)
+            self.send(Detach(name))
+        for interface in interfaces:
+            name, index = interface.name, indexes[interface.name]
+            port = self._ports.get(name)
+            if port is None and name not in used:
+                continue
+            if port is None or port.index != index or (port.refused and time.monotonic() >= port.retry_at):
+                port = self._ports[name] = Port(index)
+                self.send(self._attachment(name, index))
+            if port.carrier != interface.carrier:
+                port.carrier = interface.carrier
+                self.send(Carrier(name, interface.carrier))
+
+    def _lease_end(self, name: str) -> float | None:
+        """When the lease ends under which the former process' membership can go on; None if it cannot."""
+        if not self._fenced:
+            return None
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)  # before it is read: it must not seem to reach further
+        left = self._lease_left(name)
+        return None if left is None else now + left
+
+    def _attachment(self, name: str, index: int) -> Attach:
+        end = self._resumed.pop(name, None)
+        if end is not None:
+            memory = self._memories.former[name]
+            _LOG.info("%s: goes on as incarnation %d.", name, memory.incarnation)
+            self._number(name, memory.incarnation)
+            self._spoken.add(name)
+            return Attach(name, index, memory.incarnation, self._fenced, memory, end)
+        if name in self._spoken or name not in self._identity.identity.interfaces:
+            self._number_anew(name)
+        self._spoken.add(name)
+        return Attach(name, index, self._identity.identity.interfaces[name].number, self._fenced)
+
+    def _number_anew(self, name: str) -> None:
+        unix_ms = time.time_ns() // 1_000_000
+        self._identity.write(with_new(self._identity.identity, name, self._boot_id, unix_ms))
+
+    def _number(self, name: str, number: int) -> None:
+        self._identity.write(with_number(self._identity.identity, name, self._boot_id, number))
+
+    def _take(self, message: object) -> bool:
+        """Take in one message; returns whether it needs a pass."""
+        if not isinstance(
+            message, Seen | Refused | RulesGone | Learnt | Happened | Segment | Figures | Ended
+        ):
+            raise TypeError(f"The tick process sent a {type(message).__name__}.")
+        name, port = message.interface, self._ports.get(message.interface)
+        if isinstance(message, Happened):
+            _LOG.info("%s: %s", name or "tick process", message.sentence)
+            return False
+        if port is None:
+            return False
+        if isinstance(message, Seen):
+            if message.view.incarnation != port.view.incarnation:
+                self._number(name, message.view.incarnation)
+            # Before the kernel follows it, and so before any peer hears that: see Memory.
+            self._memories.keep(name, message.memory)
+            return port.see(message)
+        if isinstance(message, Figures):
+            port.figures = message
+            return False
+        if isinstance(message, Ended):
+            self._memories.keep(name, message.memory)
+            port.ended = True
+            return False
+        if isinstance(message, Refused):
+            port.refused, port.retry_at = message.sentence, time.monotonic() + RETRY_SECONDS
+        elif isinstance(message, Segment):
+            port.segment = message
+        elif isinstance(message, Learnt):
+            self.learnt.append(message)
+        return True

@@ -1,0 +1,202 @@
+"""The tick process: `python -m lbless_nodeagent.dataplane.tick DESCRIPTOR`, begun by lbless-dataplane alone.
+
+Owns the loop: what has arrived is taken in before anything is decided, and nobody wakes it more often than
+every few milliseconds. It ends when the other process does, and leaves the leases to run out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+from time import sleep
+
+from lbless_nodeagent.dataplane.channel import Channel, Closed
+from lbless_nodeagent.dataplane.membership import Intent
+from lbless_nodeagent.dataplane.tick.messages import (
+    Alive,
+    Applied,
+    Attach,
+    Begin,
+    Carrier,
+    Detach,
+    Forgotten,
+    FromTick,
+    Happened,
+    Keys,
+    Known,
+    Refused,
+    Stop,
+)
+from lbless_nodeagent.dataplane.tick.packetsocket import WireError
+from lbless_nodeagent.dataplane.tick.station import Station, now
+
+REST_SECONDS = 0.005
+"""Between two drainings: whatever arrives, the process runs at most so often."""
+MESSAGES_AT_ONCE = 64
+FIGURES_SECONDS = 1.0
+STUCK_SECONDS = 5.0
+"""For so long the programming process may be busy or stopped, in which it takes over nothing. Then this node
+leaves: its peers can do what it cannot."""
+REALTIME_PRIORITY = 10
+_MCL_CURRENT_AND_FUTURE = 3
+
+
+class Ticker:
+    """All interfaces of a node, until the other process ends or has this one end."""
+
+    def __init__(self, channel: Channel, begin: Begin) -> None:
+        self._channel, self._begin, self._keys = channel, begin, begin.keys
+        self._stations: dict[str, Station] = {}
+        self._stopping: Intent | None = None
+        self._poll = select.poll()
+        self._poll.register(channel.fileno(), select.POLLIN)
+        self._alive_at = self._figures_at = now()
+
+    def run(self) -> None:
+        """Return when every interface's part has ended after a `Stop`; raises Closed."""
+        drained_at = now()
+        while not (self._stopping and not self._stations):
+            self._await(drained_at)
+            drained_at = now()
+            for station in list(self._stations.values()):
+                station.take_in(self._keys)
+            for message in self._channel.receive(MESSAGES_AT_ONCE):
+                self._take(message)
+            self._watch()
+            for name, station in list(self._stations.items()):
+                station.turn(self._keys[0])
+                if station.is_gone or station.ended:
+                    self._detach(name)
+            if now() >= self._figures_at:
+                self._figures_at = now() + FIGURES_SECONDS
+                for station in self._stations.values():
+                    self._channel.send(station.figures())
+            if self._channel.is_blocked:
+                self._channel.flush()
+
+    def _await(self, drained_at: float) -> None:
+        """Wait for the next wake-up, but not less than a rest."""
+        rest = drained_at + REST_SECONDS - now()
+        if rest > 0:
+            sleep(rest)
+        if self._channel.has_more:
+            return
+        wanted = select.POLLIN | select.POLLOUT if self._channel.is_blocked else select.POLLIN
+        self._poll.modify(self._channel.fileno(), wanted)
+        wake = min((s.wake for s in self._stations.values()), default=self._figures_at)
+        wake = min(wake, self._figures_at)
+        # Rounded up: a poll that ends before the time would only be another one.
+        self._poll.poll(max(0.0, wake - now()) * 1000 + 0.9)
+
+    def _watch(self) -> None:
+        """Give up where the programming process could take over nothing for so long."""
+        if not self._stopping and self._stations and now() - self._alive_at > STUCK_SECONDS:
+            for name in self._stations:
+                self._say(Happened(name, f"leaves: rules were not programmed for {STUCK_SECONDS:.0f} s."))
+            self._stop(Intent.LEAVE)
+
+    def _take(self, message: object) -> None:
+        match message:
+            case Alive():
+                self._alive_at = now()
+            case Attach():
+                self._attach(message)
+            case Detach(interface):
+                self._detach(interface)
+            case Keys(keys):
+                self._keys = keys
+            case Stop(intent):
+                self._stop(intent)
+            case Carrier() | Known() | Forgotten() | Applied():
+                station = self._stations.get(message.interface)
+                if station:
+                    _tell(station, message)
+
+    def _attach(self, attach: Attach) -> None:
+        self._detach(attach.interface)
+        try:
+            station = Station(self._begin, attach, self._say)
+        except WireError as error:
+            self._say(Refused(attach.interface, str(error)))
+            return
+        self._stations[attach.interface] = station
+        self._poll.register(station.fileno(), select.POLLIN)
+
+    def _detach(self, interface: str) -> None:
+        station = self._stations.pop(interface, None)
+        if station:
+            self._poll.unregister(station.fileno())
+            station.close()
+            if station.is_gone and not self._stopping:
+                self._say(Refused(interface, f"Interface {interface} was removed or renamed."))
+
+    def _stop(self, intent: Intent) -> None:
+        if self._stopping is None:
+            self._stopping = intent
+            for station in self._stations.values():
+                station.membership.stop(intent, now())
+
+    def _say(self, message: FromTick) -> None:
+        self._channel.send(message)
+
+
+def _tell(station: Station, message: Carrier | Known | Forgotten | Applied) -> None:
+    match message:
+        case Carrier(_, up):
+            station.membership.linked(up, now())
+        case Known():
+            station.known(message)
+        case Forgotten(_, uid):
+            station.forgotten(uid)
+        case Applied():
+            station.applied(message)
+
+
+def _first(channel: Channel) -> Begin:
+    poll = select.poll()
+    poll.register(channel.fileno(), select.POLLIN)
+    while True:
+        poll.poll()
+        for message in channel.receive(1):
+            if isinstance(message, Begin):
+                return message
+
+
+def _hurry() -> str | None:
+    """Run before everything else, from memory that stays; return why not, or None."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REALTIME_PRIORITY))
+    except OSError as error:
+        return f"Real-time priority is not to be had ({error.strerror}): the process needs CAP_SYS_NICE."
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mlockall(_MCL_CURRENT_AND_FUTURE):
+        why = os.strerror(ctypes.get_errno())
+        return f"Memory cannot be locked ({why}): the process needs CAP_IPC_LOCK or a larger RLIMIT_MEMLOCK."
+    return None
+
+
+def main() -> None:
+    """Serve the descriptor."""
+    # A terminal sends these to the whole group; how to end is the other process's to say.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    with contextlib.suppress(Closed):
+        begin = _first(channel)
+        ticker = Ticker(channel, begin)
+        problem = _hurry() if begin.realtime else None
+        if problem:
+            channel.send(Happened("", problem))
+        gc.collect()
+        gc.freeze()
+        ticker.run()
+
+
+if __name__ == "__main__":
+    main()
