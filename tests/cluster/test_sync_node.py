@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Interface
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -40,6 +41,7 @@ from lbless_api.digest import applied_digest, parse_marks
 from lbless_api.hashing import HashFunction, HashMode
 from lbless_api.interfaces import Interface
 from lbless_api.node import EngineReport, Outstanding, render_engines
+from lbless_api.segment import Condition, Peer, SegmentReport, render_segment
 from lbless_api.state import Observed, parse_complete, render_observed
 from lbless_edge.kube import connect
 from lbless_nodeagent import files
@@ -331,6 +333,31 @@ def test_a_change_is_reported_at_once(plane: ControlPlane, synced: SyncedNode) -
         seconds.append(time.monotonic() - began)
     print(f"file to API: {', '.join(f'{s * 1000:.0f}' for s in seconds)} ms")
     assert statistics.median(seconds) < 0.1
+
+
+def test_whom_a_node_hears_and_counts_dead_is_reported_at_once_and_whom_it_heard_before_a_reboot_is_not(
+    synced: SyncedNode,
+) -> None:
+    def says(**said: tuple[Peer, ...]) -> dict[str, Any]:
+        segment = SegmentReport(frozenset({Condition.HELD}), **said)
+        synced.observe(
+            interfaces=(Interface("eth0", "02:00:00:00:00:01", (), incarnation=9, segment=segment),)
+        )
+        return {"incarnation": 9, **render_segment(segment)}
+
+    def is_told(said: dict[str, Any]) -> bool:
+        return any(said.items() <= told.items() for told in synced.report["status"]["interfaces"])
+
+    heard = says(heard=(Peer("n2", 7), Peer("n3", 8)))
+    wait_for("whom it hears", lambda: is_told(heard))
+    began = time.monotonic()
+    dead = says(heard=(Peer("n2", 7),), dead=(Peer("n3", 8),))
+    wait_for("who is dead", lambda: is_told(dead), seconds=2)
+    print(f"file to API: {(time.monotonic() - began) * 1000:.0f} ms")
+    observed = files.read_json(synced.state / "observed.json")
+    files.write_json(synced.state / "observed.json", {**observed, "bootID": "another"})
+    wait_for("silence", lambda: "heardPeers" not in synced.report["status"]["interfaces"][0])
+    assert is_told({"incarnation": 9})
 
 
 def test_a_burst_of_changes_makes_a_few_writes_a_second_and_ends_with_the_last(synced: SyncedNode) -> None:
