@@ -96,8 +96,9 @@ def _plan(spec: Spec, current: Status, verdicts: list[Verdict], segment: Segment
     weights = {v.node: v.weight for v in chosen}
     # A dead node that still belongs here stays named, with no buckets: it may come back at once.
     gone = [v.node for v in verdicts if v.standing is Standing.GONE and v.selected and v.node in owners]
-    dead = any(segment.counts_dead(node, incarnations[node]) or not current.owners()[node] for node in gone)
-    if segment.speaks and dead and _is_shared_out(spec, owners, [*weights, *pinned]):
+    away = [node for node in (*gone, *pinned) if node not in weights and not current.owners()[node]]
+    dead = away or any(segment.counts_dead(node, incarnations[node]) for node in gone)
+    if segment.speaks and dead and _is_shared_out(spec, owners, weights, pinned):
         shares = without_reserved({node: owners[node] for node in (*weights, *pinned)}, spec.reserved, pinned)
     else:
         shares = plan(
@@ -114,15 +115,18 @@ def _plan(spec: Spec, current: Status, verdicts: list[Verdict], segment: Segment
     return Assigned(assignments, left_out=len(eligible) - len(chosen))
 
 
-def _is_shared_out(spec: Spec, owners: Mapping[str, BucketSet], nodes: Iterable[str]) -> bool:
-    """Whether these nodes have all buckets already, and each of them some.
+def _is_shared_out(
+    spec: Spec, owners: Mapping[str, BucketSet], nodes: Iterable[str], pinned: Iterable[str]
+) -> bool:
+    """Whether these nodes have all buckets already, and each that is not pinned some.
 
     After a takeover successors have uneven shares. Levelling them would take buckets from nodes that did not fail,
     with their connections, and the dead node takes its share back from the same ones when it returns.
     """
     had = [owners.get(node, BucketSet()) for node in nodes]
+    kept = [owners[node] for node in pinned]
     wanted = BucketSet.full(spec.hash.buckets) - spec.reserved
-    return all(had) and wanted.issubset(BucketSet(chain.from_iterable(had)))
+    return all(had) and wanted.issubset(BucketSet(chain.from_iterable([*had, *kept])))
 
 
 def _owners(spec: Spec, current: Status, verdicts: list[Verdict], segment: Segment) -> dict[str, BucketSet]:

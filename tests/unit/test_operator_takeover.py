@@ -415,7 +415,7 @@ def test_incarnation_0_is_nobodys_life_on_the_segment_and_is_judged_as_ever():
     assert scenario.step().status.assignments == before.assignments
     scenario.silence("c")
     decision = scenario.step()
-    assert shares(decision) == {"a": 130, "b": 126, "c": 0}
+    assert shares(decision) == {"a": 128, "b": 128, "c": 0}
 
 
 @given(
