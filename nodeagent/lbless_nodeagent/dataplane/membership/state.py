@@ -218,7 +218,10 @@ class State:
         return [peer for peer in self.peers.values() if not peer.dead]
 
     def lives(self, node: bytes, incarnation: int) -> bool:
-        """Whether it is this node, or a peer, and is not counted dead."""
+        """Whether it is this node, or a peer, and is not counted dead. Incarnation 0 is that of a node without
+        heartbeats: whoever it is, it serves what it was given, and nobody can tell whether it lives."""
+        if incarnation == 0:
+            return True
         if node == self.node:
             return incarnation == self.incarnation
         peer = self.peers.get(node)
