@@ -2,7 +2,7 @@
 
 import urllib.request
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,13 +30,13 @@ class World:
     heard: Mapping[str, float]
     dead: Mapping[str, float]
     lapses: Mapping[str, float]
-    bad_news: Mapping[str, int]
+    bad_news: Mapping[str, tuple[str, ...]]
 
 
 class ForgedSegment(MemberSegment):
     """Three nodes with a key file each, and metrics; the client is the forger."""
 
-    def __init__(self, lan: Lan, directory: Path) -> None:
+    def __init__(self, lan: Lan, directory: Path, arguments: Sequence[str] = ()) -> None:
         super().__init__(lan, directory, buckets=BUCKETS)
         self.key_files = {name: directory / f"key-{name}" for name in self.planes}
         for name, plane in self.planes.items():
@@ -44,6 +44,7 @@ class ForgedSegment(MemberSegment):
             plane.arguments = (
                 *("--key-file", str(self.key_files[name])),
                 *("--metrics-port", str(METRICS_PORT)),
+                *arguments,
             )
         self.forger = Forger(lan.client)
 
@@ -59,7 +60,9 @@ class ForgedSegment(MemberSegment):
         for plane in self.planes.values():
             plane.complete()
             plane.launch()
-        wait_for(lambda: all(plane.running() and plane.observed().interfaces for plane in self.planes.values()))
+        wait_for(
+            lambda: all(plane.running() and plane.observed().interfaces for plane in self.planes.values())
+        )
         self.give_out()
 
     def give_out(self) -> None:
@@ -86,9 +89,10 @@ class ForgedSegment(MemberSegment):
             bad_news={name: self.bad_news(name) for name in self.planes},
         )
 
-    def bad_news(self, name: str) -> int:
-        """How often a node has said something that forged frames must not make it say."""
-        return sum(self.planes[name].log.count(words) for words in BAD_NEWS)
+    def bad_news(self, name: str) -> tuple[str, ...]:
+        """What a node has said that forged frames must not make it say."""
+        lines = self.planes[name].log.splitlines()
+        return tuple(line for line in lines if any(words in line for words in BAD_NEWS))
 
     def figures(self, name: str) -> dict[tuple[str, str], float]:
         """A node's metrics, by name and reason or bound."""
@@ -101,9 +105,17 @@ class ForgedSegment(MemberSegment):
             for sample in family.samples
         }
 
+    def speaks(self, name: str) -> bool:
+        """Whether a node's present process has sent heartbeats, so that it hears them too."""
+        return self.figures(name).get(("lbless_heartbeats_sent_total", ""), 0) > 0
+
     def peers_heard(self, name: str) -> float:
         """How many living nodes a node hears."""
         return self.figures(name).get(("lbless_peers_heard", ""), 0)
+
+    def peers_dead(self, name: str) -> float:
+        """How many incarnations count as dead at a node."""
+        return self.figures(name).get(("lbless_peers_dead", ""), 0)
 
     def dropped(self, name: str) -> Counter[str]:
         """How many frames a node has refused, by reason."""

@@ -4,14 +4,19 @@ import ctypes
 import os
 import socket
 import struct
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from ipaddress import IPv4Address
 from types import TracebackType
 
+from kernel.rawpackets import ethernet, ipv4
 from lab.claim import NAMESPACES
 from lab.host import Host
+from lbless_api.hashing import UDP
 from lbless_api.heartbeat import node_id
 from lbless_api.heartbeat_frame import MAX_BYTES
+from lbless_api.mac import default_mac
 from lbless_nodeagent.dataplane.tick.filters import ETHERTYPE, GROUP
 
 HEAD_BYTES = 14
@@ -49,6 +54,8 @@ class Forger:
         self._socket.setblocking(False)
         self._source = bytes.fromhex("024c42ff0666")
         self._seen: list[bytes] = []
+        self._stop = threading.Event()
+        self._traffic: threading.Thread | None = None
 
     def __enter__(self) -> "Forger":
         return self
@@ -56,7 +63,22 @@ class Forger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stop.set()
+        if self._traffic:
+            self._traffic.join()
         self._socket.close()
+
+    def begin_traffic(self, address: str) -> None:
+        """Send a packet to a shared address every 50 ms, until the end."""
+        packet = ipv4(IPv4Address("10.80.0.2"), IPv4Address(address), UDP, bytes(20))
+        to = default_mac(IPv4Address(address))
+
+        def run() -> None:
+            while not self._stop.wait(0.05):
+                self._socket.send(ethernet(packet, to=to))
+
+        self._traffic = threading.Thread(target=run, daemon=True)
+        self._traffic.start()
 
     def forget(self) -> None:
         """Record anew from now on."""

@@ -157,7 +157,9 @@ class Loop:
             self._ports.alive()
             if self._keys and self._keys.refresh():
                 self._ports.rekey(self._keys.keys)
-                _LOG.info("The keys have changed: there are %d, and the first one signs.", len(self._keys.keys))
+                _LOG.info(
+                    "The keys have changed: there are %d, and the first one signs.", len(self._keys.keys)
+                )
             if self._keys and self._keys.problem:
                 problem = f"{self._keys.problem} The keys that were read last stay in use."
                 outcome = replace(outcome, problems=(problem, *outcome.problems))
