@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from ipaddress import IPv4Address, IPv4Interface
 
 from lbless_api.fields import Invalid
+from lbless_api.segment import SegmentReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +14,7 @@ class Interface:
     """An Ethernet interface of a node. `incarnation` 0: none was given yet.
 
     `addresses` are the node's own with their prefix lengths; shared addresses are not among them.
-    `gateways` are the next hops of routes through it.
+    `gateways` are the next hops of routes through it. `segment` None: no heartbeats run on it.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Interface:
     gateways: tuple[IPv4Address, ...] = ()
     carrier: bool = True
     incarnation: int = 0
+    segment: SegmentReport | None = None
 
 
 def choose_interface(ip: IPv4Address, globs: Sequence[str], interfaces: Sequence[Interface]) -> Interface:

@@ -14,6 +14,7 @@ from lbless_api.digest import parse_marks, render_marks
 from lbless_api.fields import Invalid, boolean, integer, ipv4, items, mapping, text
 from lbless_api.heartbeat import MAX_NUMBER
 from lbless_api.interfaces import Interface
+from lbless_api.segment import parse_segment, render_segment
 
 JSON = dict[str, object]
 
@@ -143,6 +144,7 @@ def parse_interfaces(value: object, where: str) -> tuple[Interface, ...]:
                 gateways=tuple(ipv4(g, f"{where}.gateways") for g in _list(interface, "gateways", where)),
                 carrier=boolean(interface.get("carrier", True), f"{where}.carrier"),
                 incarnation=integer(interface.get("incarnation", 0), f"{where}.incarnation", 0, MAX_NUMBER),
+                segment=parse_segment(interface, where),
             )
         )
     return tuple(interfaces)
@@ -158,6 +160,7 @@ def render_interfaces(interfaces: Sequence[Interface]) -> list[JSON]:
             "gateways": [str(g) for g in i.gateways],
             "carrier": i.carrier,
             "incarnation": i.incarnation,
+            **render_segment(i.segment),
         }
         for i in interfaces
     ]

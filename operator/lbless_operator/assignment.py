@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import Assignment, Spec
+from lbless_api.ownership import act, divide
 from lbless_api.successors import rank
 from lbless_operator.conditions import Reason
 from lbless_operator.eligibility import Readiness, Standing, Verdict, describe, explain_none
 from lbless_operator.facts import ClusterIPFact
 from lbless_operator.phrases import name
 from lbless_operator.planner import plan, without_reserved
+from lbless_operator.segment import SILENT, Segment
 from lbless_operator.status import Status
 
 MAX_NODES = 64
@@ -47,13 +50,14 @@ def assign(
     *,
     older: str | None,
     refusal: str | None,
+    segment: Segment = SILENT,
 ) -> Assigned:
     """Return the next assignments.
 
-    `current` is what nodes act on now, `older` the ClusterIP that has the address already, `refusal` why
-    the address may not be shared. Only `older` takes an assignment away from a ClusterIP; every other
-    fault leaves in force what was assigned before it. Reserved buckets are taken away also where no node
-    is eligible: somebody else is about to answer for them.
+    `current` is what nodes act on now, but for those that the `segment` counts dead; `older` the ClusterIP that
+    has the address already, `refusal` why the address may not be shared. Only `older` takes an assignment away
+    from a ClusterIP; every other fault leaves in force what was assigned before it. Reserved buckets are taken
+    away also where no node is eligible: somebody else is about to answer for them.
     """
     if older:
         message = (
@@ -76,11 +80,13 @@ def assign(
         left = without_reserved(current.owners(), fact.spec.reserved, pinned)
         kept = tuple(replace(a, buckets=left[a.node]) for a in current.assignments)
         return Assigned(kept, Blocked(Reason.NO_ELIGIBLE_NODE, message))
-    return _plan(fact.spec, current, verdicts)
+    return _plan(fact.spec, current, verdicts, segment)
 
 
-def _plan(spec: Spec, current: Status, verdicts: list[Verdict]) -> Assigned:
-    owners = current.owners()
+def _plan(spec: Spec, current: Status, verdicts: list[Verdict], segment: Segment) -> Assigned:
+    owners = _owners(spec, current, verdicts, segment)
+    before = current.owners()
+    inherited = BucketSet(chain.from_iterable(had - before[node] for node, had in owners.items()))
     incarnations = {a.node: a.incarnation for a in current.assignments}
     pinned = [v.node for v in verdicts if v.standing is Standing.PINNED and v.node in owners]
     eligible = [v for v in verdicts if v.standing is Standing.ELIGIBLE]
@@ -88,12 +94,65 @@ def _plan(spec: Spec, current: Status, verdicts: list[Verdict]) -> Assigned:
     chosen = sorted(eligible, key=lambda v: (v.node not in owners, draw[v.node]))[: MAX_NODES - len(pinned)]
     incarnations |= {v.node: v.incarnation for v in chosen}
     weights = {v.node: v.weight for v in chosen}
-    shares = plan(spec.ip, spec.hash.buckets, owners, weights, pinned=pinned, reserved=spec.reserved)
     # A dead node that still belongs here stays named, with no buckets: it may come back at once.
     gone = [v.node for v in verdicts if v.standing is Standing.GONE and v.selected and v.node in owners]
+    away = [node for node in (*gone, *pinned) if node not in weights and not current.owners()[node]]
+    dead = away or any(segment.counts_dead(node, incarnations[node]) for node in gone)
+    if segment.speaks and dead and _is_shared_out(spec, owners, weights, pinned):
+        shares = without_reserved({node: owners[node] for node in (*weights, *pinned)}, spec.reserved, pinned)
+    else:
+        shares = plan(
+            spec.ip,
+            spec.hash.buckets,
+            owners,
+            weights,
+            pinned=pinned,
+            reserved=spec.reserved,
+            moved=inherited,
+        )
     shares |= dict.fromkeys(gone[: MAX_NODES - len(shares)], BucketSet())
     assignments = tuple(Assignment(node, incarnations[node], shares[node]) for node in sorted(shares))
     return Assigned(assignments, left_out=len(eligible) - len(chosen))
+
+
+def _is_shared_out(
+    spec: Spec, owners: Mapping[str, BucketSet], nodes: Iterable[str], pinned: Iterable[str]
+) -> bool:
+    """Whether these nodes have all buckets already, and each that is not pinned some.
+
+    After a takeover successors have uneven shares. Levelling them would take buckets from nodes that did not fail,
+    with their connections, and the dead node takes its share back from the same ones when it returns.
+    """
+    had = [owners.get(node, BucketSet()) for node in nodes]
+    kept = [owners[node] for node in pinned]
+    wanted = BucketSet.full(spec.hash.buckets) - spec.reserved
+    return all(had) and wanted.issubset(BucketSet(chain.from_iterable([*had, *kept])))
+
+
+def _owners(spec: Spec, current: Status, verdicts: list[Verdict], segment: Segment) -> dict[str, BucketSet]:
+    """What each named node owns in effect: on the segment, successors have what dead ones leave.
+
+    What a node had that began a new life, and nobody else knows, is with nobody: it stays its own.
+    """
+    owners, named = current.owners(), current.assignments
+    known = {v.node for v in verdicts if v.standing is not Standing.GONE}
+    gone = {a.node for a in named if a.node not in known and not segment.hears(a.node)}
+    over = {a.node for a in named if segment.counts_dead(a.node, a.incarnation)}
+    living = owners.keys() - over - (gone if segment.speaks else set())
+    if len(living) == len(owners):
+        return owners
+    unshared = {a.node for a in named if a.node in over and not segment.has_successors(a.node, a.incarnation)}
+    division = divide(
+        {node: had for node, had in owners.items() if node not in unshared},
+        living=living,
+        held=segment.held,
+        reserved=spec.reserved,
+    )
+    if not living:
+        acting = [node for node in owners if node in segment.acting]
+        division, unshared = act(spec.hash.buckets, acting, reserved=spec.reserved), set()
+    kept = {node: had if node in unshared else BucketSet() for node, had in owners.items()}
+    return kept | division.owners(spec.ip)
 
 
 def print_shares(assignments: Iterable[Assignment]) -> str:

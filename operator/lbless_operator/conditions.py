@@ -51,6 +51,8 @@ class Reason(StrEnum):
     AGENT_SILENT = "AgentSilent"
     SHARED_SOURCE_MAC = "SharedSourceMAC"
     ENGINE_INCAPABLE = "EngineIncapable"
+    NODE_DEAD_ON_SEGMENT = "NodeDeadOnSegment"
+    NO_PEERS_HEARD = "NoPeersHeard"
     NO_FAST_TAKEOVER = "NoFastTakeover"
 
 
@@ -86,6 +88,8 @@ REASONS: Mapping[Type, frozenset[Reason]] = {
             Reason.PROGRAMMING_FAILED,
             Reason.ADDRESS_IN_USE,
             Reason.ENGINE_INCAPABLE,
+            Reason.NODE_DEAD_ON_SEGMENT,
+            Reason.NO_PEERS_HEARD,
             Reason.NO_FAST_TAKEOVER,
         }
     ),

@@ -5,7 +5,7 @@ Every write of the operator to a ClusterIP is a value that was returned here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
@@ -16,12 +16,21 @@ from lbless_api.mac import unicast_mac
 from lbless_operator.assignment import Assigned, assign, print_moves, print_shares
 from lbless_operator.conditions import Finding, Reason, State, Type, find, settle, shorten
 from lbless_operator.confirmations import Confirmation
-from lbless_operator.eligibility import Readiness, Standing, Verdict, explain_incapable, explain_unfenced
+from lbless_operator.eligibility import (
+    Cause,
+    Readiness,
+    Standing,
+    Verdict,
+    explain_incapable,
+    explain_unfenced,
+)
 from lbless_operator.facts import ClusterIPFact
 from lbless_operator.notices import Notice, NoticeReason, Subject
 from lbless_operator.phrases import name, name_nodes
 from lbless_operator.progress import Progress, assess
+from lbless_operator.segment import SILENT, Segment
 from lbless_operator.status import Status
+from lbless_operator.takeover import explain_takeover
 
 PROGRAMMING_SECONDS = 10.0
 """How long nodes may take to apply an epoch before that is worth a complaint."""
@@ -56,6 +65,7 @@ class Situation:
     fresh: frozenset[str]
     epoch_age_seconds: float
     now: str
+    segment: Segment = SILENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +87,13 @@ def decide(situation: Situation) -> Decision:
         situation.readiness,
         older=situation.older,
         refusal=situation.refusal,
+        segment=situation.segment,
     )
     is_new = assigned.assignments != current.assignments or situation.tampered
     epoch = current.epoch + is_new
-    progress = assess(assigned.assignments, epoch, situation.confirmations, situation.fresh)
+    # Who is dead on the segment is not waited for: that would take until its Lease is stale.
+    dead = {v.node for v in situation.verdicts if v.cause is Cause.DEAD_ON_SEGMENT}
+    progress = assess(assigned.assignments, epoch, situation.confirmations, situation.fresh - dead)
     late = bool(progress.waiting) and not is_new and situation.epoch_age_seconds >= PROGRAMMING_SECONDS
     findings = _find(situation, assigned, progress, epoch, late=late)
     status = Status(
@@ -192,27 +205,42 @@ def _find_programmed(progress: Progress, epoch: int, not_given_up: Mapping[str, 
 def _find_degraded(
     situation: Situation, assigned: Assigned, progress: Progress, programmed: Finding, *, late: bool
 ) -> Finding:
+    for reason, message in _troubles(situation, assigned, progress, programmed, late=late):
+        return Finding(Type.DEGRADED, State.TRUE, reason, message)
+    return Finding(Type.DEGRADED, State.FALSE, Reason.AS_PLANNED, "No node works otherwise than planned.")
+
+
+def _troubles(
+    situation: Situation, assigned: Assigned, progress: Progress, programmed: Finding, *, late: bool
+) -> Iterator[tuple[Reason, str]]:
+    """Everything that works otherwise than planned, the most important first."""
+    planned = assigned.blocked is None
     frozen = _frozen(situation, assigned)
-    incapable = "" if assigned.blocked else explain_incapable(situation.verdicts)
+    incapable = explain_incapable(situation.verdicts) if planned else ""
     besides = f" {incapable}" if incapable else ""
-    if situation.refusal and not assigned.blocked:
-        message = f"{situation.refusal} It was assigned before that was known, and stays so."
-        return Finding(Type.DEGRADED, State.TRUE, Reason.ADDRESS_IN_USE, message)
+    if situation.refusal and planned:
+        yield (
+            Reason.ADDRESS_IN_USE,
+            f"{situation.refusal} It was assigned before that was known, and stays so.",
+        )
     if frozen:
         parts = (f"{node} keeps its {len(buckets)} buckets" for node, buckets in frozen.items())
         message = (
             f"The lbless agent is silent and cannot be told, but the node may be serving: {name(parts)}. "
-            f"Look after lbless's pod there, or delete the Node if it is gone.{besides}"
+            f"Look after lbless's pod there, or delete the Node if it is gone.{_heard(situation, frozen)}{besides}"
         )
-        return Finding(Type.DEGRADED, State.TRUE, Reason.AGENT_SILENT, message)
+        yield Reason.AGENT_SILENT, message
     if progress.serving and (progress.failed or late):
-        return Finding(Type.DEGRADED, State.TRUE, programmed.reason, programmed.message + besides)
+        yield programmed.reason, programmed.message + besides
+    named = {a.node for a in assigned.assignments}
+    takeover = explain_takeover(situation.verdicts, named, situation.fresh) if planned else None
+    if takeover:
+        yield takeover[0], takeover[1] + besides
     if incapable:
-        return Finding(Type.DEGRADED, State.TRUE, Reason.ENGINE_INCAPABLE, incapable)
-    unfenced = "" if assigned.blocked else explain_unfenced(situation.verdicts)
+        yield Reason.ENGINE_INCAPABLE, incapable
+    unfenced = explain_unfenced(situation.verdicts) if planned else ""
     if unfenced:
-        return Finding(Type.DEGRADED, State.TRUE, Reason.NO_FAST_TAKEOVER, unfenced)
-    return Finding(Type.DEGRADED, State.FALSE, Reason.AS_PLANNED, "No node works otherwise than planned.")
+        yield Reason.NO_FAST_TAKEOVER, unfenced
 
 
 def _find_ready(
@@ -242,6 +270,13 @@ def _frozen(situation: Situation, assigned: Assigned) -> dict[str, BucketSet]:
         for a in assigned.assignments
         if a.buckets and a.node in pinned and a.node not in situation.fresh
     }
+
+
+def _heard(situation: Situation, frozen: Mapping[str, BucketSet]) -> str:
+    """A sentence on those of the frozen nodes that Kubernetes takes for dead, and other nodes do not."""
+    heard = [v.node for v in situation.verdicts if v.cause is Cause.SILENT_YET_HEARD and v.node in frozen]
+    verb = "is" if len(heard) == 1 else "are"
+    return f" N{name_nodes(heard)[1:]} {verb} NotReady, and yet others hear the heartbeats." if heard else ""
 
 
 def _tell(situation: Situation, assigned: Assigned, findings: tuple[Finding, ...]) -> list[Notice]:
@@ -276,7 +311,14 @@ def _tell(situation: Situation, assigned: Assigned, findings: tuple[Finding, ...
 def _names_others(finding: Finding, old_message: str) -> bool:
     """Whether the same reason holds for other nodes than before."""
     return (
-        finding.reason in {Reason.AGENT_SILENT, Reason.PROGRAMMING_FAILED} and finding.message != old_message
+        finding.reason
+        in {
+            Reason.AGENT_SILENT,
+            Reason.PROGRAMMING_FAILED,
+            Reason.NODE_DEAD_ON_SEGMENT,
+            Reason.NO_PEERS_HEARD,
+        }
+        and finding.message != old_message
     )
 
 
@@ -287,6 +329,8 @@ _NOTEWORTHY: Mapping[tuple[Type, Reason], NoticeReason] = dict(
             (Type.CONFLICT, Reason.CONFLICT): NoticeReason.CONFLICT,
             (Type.DEGRADED, Reason.AGENT_SILENT): NoticeReason.AGENT_SILENT,
             (Type.DEGRADED, Reason.ENGINE_INCAPABLE): NoticeReason.ENGINE_INCAPABLE,
+            (Type.DEGRADED, Reason.NODE_DEAD_ON_SEGMENT): NoticeReason.NODE_DEAD_ON_SEGMENT,
+            (Type.DEGRADED, Reason.NO_PEERS_HEARD): NoticeReason.NO_PEERS_HEARD,
             (Type.DEGRADED, Reason.ADDRESS_IN_USE): NoticeReason.REFUSED,
             (Type.PROGRAMMED, Reason.PROGRAMMING_FAILED): NoticeReason.PROGRAMMING_FAILED,
             (Type.SOURCE_MAC_UNSAFE, Reason.SHARED_SOURCE_MAC): NoticeReason.SOURCE_MAC_UNSAFE,

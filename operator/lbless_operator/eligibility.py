@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
 
 from lbless_api import EXCLUDE_LABEL
 from lbless_api.capabilities import demand, refusal
 from lbless_api.clusterip import PodWorkload, Spec, Weighting
 from lbless_api.fields import Invalid
-from lbless_api.interfaces import choose_interface
+from lbless_api.interfaces import Interface, choose_interface
 from lbless_api.node import EngineReport, NodeStatus, active_engine
 from lbless_operator.agents import Freshness
 from lbless_operator.conditions import shorten
 from lbless_operator.facts import DEFAULT_WEIGHT, NodeFact, parse_weight
 from lbless_operator.phrases import LISTED, name_nodes
+from lbless_operator.segment import SILENT, Segment
 
 MAX_DETAIL = 300
 """Characters of what a node says of its engine: many nodes may have as many things to say."""
@@ -53,6 +54,9 @@ class Cause(StrEnum):
     ENGINE_INCAPABLE = "EngineIncapable"
     NODE_NOT_READY = "NodeNotReady"
     NODE_DELETED = "NodeDeleted"
+    DEAD_ON_SEGMENT = "DeadOnSegment"
+    SILENT_YET_HEARD = "SilentYetHeard"
+    JOINING = "Joining"
 
 
 _HAS, _IS, _DOES = ("has", "have"), ("is", "are"), ("does", "do")
@@ -70,6 +74,9 @@ _DESCRIPTIONS = {
     Cause.ENGINE_INCAPABLE: (_HAS, "no engine that can serve it"),
     Cause.NODE_NOT_READY: (_IS, "NotReady with a silent lbless agent"),
     Cause.NODE_DELETED: (_IS, "deleted"),
+    Cause.DEAD_ON_SEGMENT: (_IS, "counted dead on the segment"),
+    Cause.SILENT_YET_HEARD: (_HAS, "a silent lbless agent and yet living heartbeats"),
+    Cause.JOINING: (_IS, "joining the segment"),
 }
 
 
@@ -96,8 +103,10 @@ class Verdict:
     """A node's standing. `weight` and `incarnation` are those of an eligible one.
 
     `selected`: the ClusterIP's nodeSelector matches it, so that it may stay named while it is gone.
-    `detail`: the cause in the words of its engine, where that is it. `unfenced`: why an eligible one can have
-    no lease, so that others do not take over from it by themselves; in the words of its engine.
+    `detail`: the cause in the words of its engine, where that is it. `seat`: the interface on which the address
+    is, or would be, as its agent reported it last; None where no heartbeats run on it. `unfenced`: why an
+    eligible one can have no lease, so that others do not take over from it by themselves; in the words of its
+    engine.
     """
 
     node: str
@@ -107,52 +116,98 @@ class Verdict:
     incarnation: int = 0
     selected: bool = False
     detail: str = ""
+    seat: Interface | None = None
     unfenced: str = ""
 
 
-def judge(spec: Spec, candidate: Candidate, readiness: Readiness, *, named: bool) -> Verdict:
-    """Return the verdict on one node; `named` says whether the present assignment names it."""
+def judge(
+    spec: Spec,
+    candidate: Candidate,
+    readiness: Readiness,
+    *,
+    named: bool,
+    incarnation: int = 0,
+    segment: Segment = SILENT,
+) -> Verdict:
+    """Return the verdict on one node; `named` says whether the present assignment names it, in `incarnation`."""
     node = candidate.node
+    interface = choose(spec, candidate.report)
+    seat = interface if interface and interface.segment else None
     if node is None:
-        return Verdict(candidate.name, Standing.GONE, Cause.NODE_DELETED)
-    selected = _is_selected(spec, node)
-    if candidate.freshness is not Freshness.FRESH:
-        return _judge_unheard(candidate.name, node, candidate.freshness, selected=selected, named=named)
+        return Verdict(candidate.name, Standing.GONE, Cause.NODE_DELETED, seat=seat)
+    selected = is_selected(spec, node)
+    fresh = candidate.freshness is Freshness.FRESH
+    life = seat.incarnation if seat else incarnation
+    over = (seat is not None or named) and segment.counts_dead(node.name, life)
+    if over and not segment.hears(node.name):
+        # Where Kubernetes takes it for alive, a person should know.
+        why = Cause.DEAD_ON_SEGMENT if fresh or node.ready else Cause.NODE_NOT_READY
+        return Verdict(node.name, Standing.GONE, why, selected=selected, seat=seat)
+    if not fresh:
+        heard = segment.hears(node.name)
+        verdict = _judge_unheard(node, candidate.freshness, selected=selected, named=named, heard=heard)
+        return replace(verdict, seat=seat)
     weight = parse_weight(node.weight)
     weight = DEFAULT_WEIGHT if weight is None else weight
     if spec.workload and spec.weighting is Weighting.READY_PODS:
         weight *= readiness.ready.get(node.name, 0)
-    cause, incarnation = _find_cause(spec, node, candidate.report, readiness)
+    cause = _find_cause(spec, node, candidate.report, interface, readiness)
     # A fresh agent that has said nothing yet will: until then it keeps what it has, as after its restart.
     standing = Standing.PINNED if cause is Cause.NO_AGENT and named else Standing.OUT
     detail = ""
     if cause in {None, Cause.NO_AGENT} and candidate.report:
         detail = _incapability(spec, candidate.report.engines)
         cause = Cause.ENGINE_INCAPABLE if detail else cause
-    if cause is None:
-        unfenced = _unfenced(candidate.report)
-        return Verdict(node.name, Standing.ELIGIBLE, None, weight, incarnation, selected, unfenced=unfenced)
-    return Verdict(node.name, standing, cause, selected=selected, detail=detail)
+    if cause is None and interface:
+        # A new life gets nothing before it may serve; one that has its share keeps it through a bad moment.
+        keeps = named and life == incarnation
+        if over or (seat and seat.segment and not seat.segment.is_reliable and not keeps):
+            standing = Standing.PINNED if named else Standing.OUT
+            return Verdict(node.name, standing, Cause.JOINING, selected=selected, seat=seat)
+        return Verdict(
+            node=node.name,
+            standing=Standing.ELIGIBLE,
+            weight=weight,
+            incarnation=interface.incarnation,
+            selected=selected,
+            seat=seat,
+            unfenced=_unfenced(candidate.report),
+        )
+    return Verdict(node.name, standing, cause, selected=selected, detail=detail, seat=seat)
 
 
 def _judge_unheard(
-    name: str, node: NodeFact, freshness: Freshness, *, selected: bool, named: bool
+    node: NodeFact, freshness: Freshness, *, selected: bool, named: bool, heard: bool
 ) -> Verdict:
-    """A node whose agent does not hear: never rob one that may still be serving."""
-    if freshness is not Freshness.UNKNOWN and not node.ready:
-        return Verdict(name, Standing.GONE, Cause.NODE_NOT_READY, selected=selected)
+    """A node whose agent does not hear: never rob one that may still be serving. `heard`: other nodes hear it."""
+    dead = freshness is not Freshness.UNKNOWN and not node.ready
+    if dead and not heard:
+        return Verdict(node.name, Standing.GONE, Cause.NODE_NOT_READY, selected=selected)
     if named:
-        return Verdict(name, Standing.PINNED, Cause.AGENT_SILENT, selected=selected)
+        cause = Cause.SILENT_YET_HEARD if dead else Cause.AGENT_SILENT
+        return Verdict(node.name, Standing.PINNED, cause, selected=selected)
     if not selected:
-        return Verdict(name, Standing.OUT, Cause.NOT_SELECTED)
+        return Verdict(node.name, Standing.OUT, Cause.NOT_SELECTED)
     cause = Cause.AGENT_SILENT if freshness is Freshness.SILENT else Cause.NO_AGENT
-    return Verdict(name, Standing.OUT, cause, selected=selected)
+    return Verdict(node.name, Standing.OUT, cause, selected=selected)
+
+
+def choose(spec: Spec, report: NodeStatus | None) -> Interface | None:
+    """The interface that carries the address, or would; None where the node has none, or has not said."""
+    try:
+        return choose_interface(spec.ip, spec.interfaces, report.interfaces) if report else None
+    except Invalid:
+        return None
 
 
 def _find_cause(
-    spec: Spec, node: NodeFact, report: NodeStatus | None, readiness: Readiness
-) -> tuple[Cause | None, int]:
-    """Why a node that can be told is out, but for its engine, else None and its interface's incarnation.
+    spec: Spec,
+    node: NodeFact,
+    report: NodeStatus | None,
+    interface: Interface | None,
+    readiness: Readiness,
+) -> Cause | None:
+    """Why a node that can be told is out, but for its engine, else None.
 
     What a person did comes first, then the workload, then what the agent reports. A cordoned node
     (spec.unschedulable) is not a dead node: it keeps its share until it is drained or fails.
@@ -161,24 +216,17 @@ def _find_cause(
     unready = spec.workload is not None and not readiness.ready.get(node.name)
     by_hand = {
         Cause.EXCLUDED: EXCLUDE_LABEL in node.labels,
-        Cause.NOT_SELECTED: not _is_selected(spec, node),
+        Cause.NOT_SELECTED: not is_selected(spec, node),
         Cause.WEIGHT_ZERO: weightless,
         Cause.TAINTED: bool(node.no_execute),
         Cause.NO_READY_POD: unready and isinstance(spec.workload, PodWorkload),
         Cause.NO_READY_ENDPOINT: unready and not isinstance(spec.workload, PodWorkload),
         # One whose engine fails so that it cannot run says no more than that: it cannot let go of anything.
         Cause.NO_AGENT: report is None or not report.interfaces,
+        Cause.NO_MATCHING_INTERFACE: interface is None,
+        Cause.NO_CARRIER: interface is not None and not interface.carrier,
     }
-    cause = next((cause for cause, holds in by_hand.items() if holds), None)
-    if cause or report is None:
-        return cause, 0
-    try:
-        interface = choose_interface(spec.ip, spec.interfaces, report.interfaces)
-    except Invalid:
-        return Cause.NO_MATCHING_INTERFACE, 0
-    if not interface.carrier:
-        return Cause.NO_CARRIER, 0
-    return None, interface.incarnation
+    return next((cause for cause, holds in by_hand.items() if holds), None)
 
 
 def _incapability(spec: Spec, engines: Iterable[EngineReport]) -> str:
@@ -197,7 +245,7 @@ def _unfenced(report: NodeStatus | None) -> str:
     return shorten(engine.unfenced, MAX_DETAIL) if engine else ""
 
 
-def _is_selected(spec: Spec, node: NodeFact) -> bool:
+def is_selected(spec: Spec, node: NodeFact) -> bool:
     """Whether nodeSelector matches and the node is not kept out of load balancing by its label."""
     return EXCLUDE_LABEL not in node.labels and all(
         node.labels.get(key) == value for key, value in spec.node_selector.items()

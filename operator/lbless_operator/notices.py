@@ -32,6 +32,8 @@ class NoticeReason(StrEnum):
     REFUSED = "Refused"
     AGENT_SILENT = "AgentSilent"
     ENGINE_INCAPABLE = "EngineIncapable"
+    NODE_DEAD_ON_SEGMENT = "NodeDeadOnSegment"
+    NO_PEERS_HEARD = "NoPeersHeard"
     PROGRAMMING_FAILED = "ProgrammingFailed"
     ALL_PORTS_OPEN = "AllPortsOpen"
     SOURCE_MAC_UNSAFE = "SourceMACUnsafe"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from ipaddress import IPv4Address
-from itertools import islice
+from itertools import chain, islice
 
 from lbless_api.buckets import BucketSet
 from lbless_api.successors import rank
@@ -23,13 +23,15 @@ def plan(
     *,
     pinned: Collection[str] = (),
     reserved: BucketSet = _NONE,
+    moved: BucketSet = _NONE,
 ) -> dict[str, BucketSet]:
     """Return the next owner of every bucket, as node → its buckets.
 
     `owners` is what nodes effectively own now: it may leave buckets out and name nodes that are no longer
     eligible. `weights` are the eligible nodes; those of weight 0 or less count as not eligible. Buckets of
     `pinned` nodes stay with them and these gain none, whether they have a weight or not. `reserved` buckets
-    belong to nobody here.
+    belong to nobody here. `moved` buckets have just come to their owners: who must give up some gives up
+    others first, so that as few as possible move twice.
 
     In the result every bucket that is not reserved has exactly one owner, and a reserved one has none but a
     pinned node that had it already. What these leave is shared by the others: each
@@ -55,7 +57,7 @@ def plan(
     for node, share in shares.items():
         own = held.get(node, _NONE)
         # Giving up the highest numbers keeps the printed ranges short; which ones go is all the same to balance.
-        kept = own if len(own) <= share else BucketSet(islice(own, share))
+        kept = own if len(own) <= share else BucketSet(islice(chain(own & moved, own - moved), share))
         result[node] = kept
         loose -= kept
         if len(kept) < share:

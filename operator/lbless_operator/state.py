@@ -7,7 +7,7 @@ ClusterIPs to look at again, and what is known of one of them as a `Situation`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lbless_api.node import NodeStatus
 from lbless_api.refusal import Taken, refusal
@@ -32,6 +32,8 @@ from lbless_operator.facts import (
     renewal_time,
 )
 from lbless_operator.interest import Asked
+from lbless_operator.seating import Segments
+from lbless_operator.segment import SILENT
 from lbless_operator.shelf import Change, Shelf
 from lbless_operator.workloads import FOLLOWED, Workloads
 
@@ -83,6 +85,7 @@ class State:
         self._agents = Agents(started)
         self.confirmations = Confirmations()
         self._candidates: tuple[Candidate, ...] | None = None
+        self._segments = Segments()
         self._taken: Taken | None = None
         self._consequences: Mapping[Kind, Callable[[Change, Clock], set[str]]] = {
             Kind.CLUSTERIP: self._tell_clusterip,
@@ -174,11 +177,15 @@ class State:
         return concerned
 
     def tick(self, now: float) -> tuple[set[str], bool]:
-        """Judge which agents are fresh; return the ClusterIPs concerned, and whether a LIST is needed."""
+        """Judge which agents are fresh, and whose reports are outdated; return the ClusterIPs concerned, and whether
+        a LIST is needed."""
         changed, unsure = self._agents.tick(self._node_names(), now)
+        outdated = self._segments.tick(now)
         if changed:
-            self._candidates = None
-        return (self.keys if changed else set()), unsure
+            self._forget_candidates()
+            return self.keys, unsure
+        otherwise = outdated and self._segments.change(self._all_candidates(), now)
+        return (self.keys if otherwise else set()), unsure
 
     def confirm(self) -> set[str]:
         """Compare what nodes report with what is expected; return the ClusterIPs for which that changed."""
@@ -194,11 +201,12 @@ class State:
         if fact is None:
             return None
         memory = self._claims.memory(fact)
-        named = {a.node for a in memory.status.assignments}
+        named = {a.node: a.incarnation for a in memory.status.assignments}
         readiness = self._workloads.readiness(key)
         candidates = self._all_candidates()
         known = {c.name for c in candidates}
-        extra = (self._candidate(name) for name in sorted(named - known))
+        extra = (self._candidate(name) for name in sorted(named.keys() - known))
+        segment = self._segments.of(fact.spec, candidates, now) if fact.spec else SILENT
         uid = fact.identity.uid
         return Situation(
             fact=fact,
@@ -207,7 +215,14 @@ class State:
             older=self._claims.older(key),
             refusal=refusal(fact.address, self._all_taken()) if fact.address else None,
             verdicts=tuple(
-                judge(fact.spec, candidate, readiness, named=candidate.name in named)
+                judge(
+                    fact.spec,
+                    candidate,
+                    readiness,
+                    named=candidate.name in named,
+                    incarnation=named.get(candidate.name, 0),
+                    segment=segment,
+                )
                 for candidate in (*candidates, *extra)
             )
             if fact.spec
@@ -217,6 +232,7 @@ class State:
             fresh=frozenset(c.name for c in candidates if c.freshness is Freshness.FRESH),
             epoch_age_seconds=now - memory.since,
             now=timestamp,
+            segment=segment,
         )
 
     def _follows(self, kind: Kind, namespace: str) -> bool:
@@ -249,18 +265,25 @@ class State:
         """A Node or a range: any ClusterIP may be concerned."""
         if change.seen.fact == change.old:
             return set()
-        self._candidates = self._taken = None
+        self._forget_candidates()
+        self._taken = None
         return self.keys
 
-    def _tell_agent(self, change: Change, _clock: Clock) -> set[str]:
+    def _tell_agent(self, change: Change, clock: Clock) -> set[str]:
         report = change.seen.fact.report if isinstance(change.seen.fact, AgentFact) else None
         before = change.old.report if isinstance(change.old, AgentFact) else None
         if report == before:
             return set()
         concerned = self._claims.keys_of(self.confirmations.report(change.seen.name, report))
         if _decisive(report) != _decisive(before):
-            self._candidates = self._taken = None
+            self._forget_candidates()
+            self._taken = None
             concerned |= self.keys
+        elif _segments(report) != _segments(before):
+            # One death is a report of each node; it concerns the ClusterIPs when it changes what is concluded.
+            self._candidates = None
+            if self._segments.change(self._all_candidates(), clock.now):
+                concerned |= self.keys
         return concerned
 
     def _tell_lease(self, change: Change, clock: Clock) -> set[str]:
@@ -283,6 +306,10 @@ class State:
         seen = change.seen
         endpoints = seen.fact if isinstance(seen.fact, SliceFact) else None
         return self._workloads.slice(seen.namespace, seen.name, endpoints)
+
+    def _forget_candidates(self) -> None:
+        self._candidates = None
+        self._segments.forget()
 
     def _all_candidates(self) -> tuple[Candidate, ...]:
         if self._candidates is None:
@@ -318,5 +345,13 @@ class State:
 
 
 def _decisive(report: NodeStatus | None) -> tuple[object, ...]:
-    """What of a report decides about every ClusterIP; all else is about some."""
-    return (report.interfaces, report.engines) if report else ()
+    """What of a report decides about every ClusterIP by itself; all else is about some."""
+    if report is None:
+        return ()
+    own = (i.segment and replace(i.segment, heard=(), dead=()) for i in report.interfaces)
+    return tuple(replace(i, segment=s) for i, s in zip(report.interfaces, own, strict=True)), report.engines
+
+
+def _segments(report: NodeStatus | None) -> tuple[object, ...]:
+    """What a report says of segments, which decides together with what others say."""
+    return tuple(i.segment for i in report.interfaces) if report else ()

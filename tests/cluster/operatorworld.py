@@ -27,6 +27,7 @@ from lab.progress import Silence
 from lab.rest import APPLY_PATCH, ApiError
 from lbless_api.digest import applied_digest
 from lbless_api.node import EngineReport, render_engines
+from lbless_api.segment import SegmentReport, render_segment
 
 WITH_ROUNDS = """
 from lbless_operator import __main__, agenda, reconciler
@@ -35,6 +36,12 @@ agenda.BLIND_SECONDS = reconciler.BLIND_SECONDS = 3 * {round_seconds}
 raise SystemExit(__main__.main())
 """
 """The program with other rounds of LISTs than each minute."""
+WITH_ANSWERS = """
+from lbless_operator import __main__, seating
+seating.ANSWER_SECONDS = {answer_seconds}
+raise SystemExit(__main__.main())
+"""
+"""The program that gives nodes another time to answer that they count as dead."""
 CLUSTERIPS = "/apis/lbless.dev/v1alpha1/clusterips"
 AGENTS = "/apis/lbless.dev/v1alpha1/clusteripnodes"
 
@@ -49,6 +56,7 @@ class Agent:
     incarnation: int = 1
     gateways: tuple[str, ...] = ()
     engines: tuple[EngineReport, ...] = ()
+    segment: SegmentReport | None = None
     confirms: bool = True
     failing: dict[str, str] = field(default_factory=dict)
     renews: bool = True
@@ -153,6 +161,7 @@ def _status(agent: Agent, expected: Mapping[str, tuple[int, str]]) -> dict[str, 
                 "gateways": list(agent.gateways),
                 "carrier": True,
                 "incarnation": agent.incarnation,
+                **render_segment(agent.segment),
             }
         ],
         "appliedDigest": applied_digest(
@@ -193,10 +202,15 @@ class Operator:
                 end(process)
 
     def start(
-        self, *arguments: str, kubeconfig: Path | None = None, round_seconds: float | None = None
+        self,
+        *arguments: str,
+        kubeconfig: Path | None = None,
+        round_seconds: float | None = None,
+        answer_seconds: float | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start a replica; `log` of it is what it says. `round_seconds`: how far its rounds of LISTs are apart,
-        if a test cannot wait for those of the program.
+        if a test cannot wait for those of the program. `answer_seconds`: likewise for answers, if a test must
+        not be too late for them.
         """
         kubeconfig = kubeconfig or self._control_plane.kubeconfig_for_service_account(
             NAMESPACE, "lbless-operator", outside=True
@@ -207,6 +221,8 @@ class Operator:
         program = ["-m", "lbless_operator"]
         if round_seconds is not None:
             program = ["-c", WITH_ROUNDS.format(round_seconds=round_seconds)]
+        if answer_seconds is not None:
+            program = ["-c", WITH_ANSWERS.format(answer_seconds=answer_seconds)]
         command = [sys.executable, *program, "--namespace", NAMESPACE, *arguments]
         process = subprocess.Popen(command, env=environment, stderr=log, stdout=log)
         process.log_path = Path(log.name)  # type: ignore[attr-defined] # carried along, as Popen has no place for it

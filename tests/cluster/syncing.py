@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from lab.controlplane import ControlPlane
 from lab.installation import LEASES, NAMESPACE, RBAC  # noqa: F401 - the tests of sync have RBAC from here
 from lab.rest import ApiError
+from lbless_api.interfaces import Interface
 from lbless_api.node import EngineReport, Outstanding
 from lbless_api.state import Observed, parse_complete, render_observed
 from lbless_nodeagent import files
@@ -126,6 +127,7 @@ class SyncedNode:
         applied: Mapping[str, int] | None = None,
         failures: tuple[Outstanding, ...] = (),
         *,
+        interfaces: tuple[Interface, ...] = (),
         age_seconds: float = 0,
         foreign: int = 0,
         make_directory: bool = True,
@@ -138,6 +140,7 @@ class SyncedNode:
             boottime_seconds=files.boottime_seconds() - age_seconds,
             kernel="6.1.0-test",
             engines=(EngineReport("nftables", True),),
+            interfaces=interfaces,
             applied=dict(applied),
             failures=failures,
             counters={"foreign": foreign},

@@ -6,9 +6,12 @@ import pytest
 
 from lab.controlplane import ControlPlane
 from lab.errors import LabError
+from lab.rest import APPLY_PATCH
+from lbless_api.segment import Condition, Peer, SegmentReport, parse_segment, render_segment
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
 
+KIND = {"apiVersion": "lbless.dev/v1alpha1", "kind": "ClusterIPNode"}
 PATH = "/apis/lbless.dev/v1alpha1/namespaces/default/clusterips"
 
 
@@ -188,3 +191,55 @@ def test_kubectl_shows_the_columns_and_explains_the_fields(control_plane, web):
         "get", "cip", "--field-selector", "spec.ip=192.0.2.10", "-o", "json"
     ).stdout
     assert [c["metadata"]["name"] for c in json.loads(listed)["items"]] == ["web"]
+
+
+NODES = "/apis/lbless.dev/v1alpha1/clusteripnodes"
+
+
+@pytest.fixture
+def reporting(control_plane: ControlPlane):
+    """A ClusterIPNode; what it is called with becomes the interface of its status."""
+    control_plane.api("POST", NODES, {**KIND, "metadata": {"name": "n1"}})
+
+    def report(**interface: object) -> dict:
+        status = {"interfaces": [{"name": "eth0", **interface}]}
+        body = {**KIND, "metadata": {"name": "n1"}, "status": status}
+        path = f"{NODES}/n1/status?fieldManager=lbless-sync&force=true"
+        return control_plane.api("PATCH", path, body, content_type=APPLY_PATCH)["status"]["interfaces"][0]
+
+    yield report
+    control_plane.api("DELETE", f"{NODES}/n1")
+
+
+def test_what_a_node_says_of_its_segment_is_kept_as_it_is_and_an_empty_list_is_not_lost(reporting):
+    said = SegmentReport(frozenset({Condition.HELD}), (Peer("n2", 2**63 - 1),), (Peer("#" + "0f" * 8, 1),))
+    assert parse_segment(reporting(**render_segment(said)), "interfaces") == said
+    assert parse_segment(reporting(**render_segment(SegmentReport())), "interfaces") == SegmentReport()
+    assert parse_segment(reporting(), "interfaces") is None
+
+
+@pytest.mark.parametrize(
+    ("interface", "sentence"),
+    [
+        ({"heardPeers": [{"node": "n", "incarnation": 1}] * 65}, "must have at most 64 items"),
+        ({"deadPeers": [{"node": "n", "incarnation": 1}] * 65}, "must have at most 64 items"),
+        ({"heardPeers": [{"node": "n" * 254, "incarnation": 1}]}, "may not be more than 253"),
+        ({"heardPeers": [{"node": "n"}]}, "incarnation: Required value"),
+        ({"deadPeers": [{"node": "n", "incarnation": -1}]}, "should be greater than or equal to 0"),
+        ({"membership": ["Deaf"] * 9}, "must have at most 8 items"),
+    ],
+)
+def test_a_report_of_a_segment_beyond_its_bounds_is_refused(reporting, interface, sentence):
+    with pytest.raises(LabError) as caught:
+        reporting(**interface)
+    assert sentence in str(caught.value)
+
+
+def test_kubectl_explains_what_a_node_says_of_its_segment(control_plane):
+    for field, words in {
+        "membership": "nobody acknowledges its heartbeats, so it must not answer",
+        "heardPeers": "Together with the node itself they are its group",
+        "deadPeers.node": "first 8 bytes of its SHA-256 in hex",
+    }.items():
+        said = control_plane.kubectl("explain", f"cipn.status.interfaces.{field}").stdout
+        assert words in " ".join(said.split()), said

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Interface
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -41,6 +42,7 @@ from lbless_api.hashing import HashFunction, HashMode
 from lbless_api.heartbeat import MAX_NUMBER
 from lbless_api.interfaces import Interface
 from lbless_api.node import EngineReport, Outstanding, render_engines
+from lbless_api.segment import Condition, Peer, SegmentReport, render_segment
 from lbless_api.state import Observed, parse_complete, render_observed
 from lbless_edge.kube import connect
 from lbless_nodeagent import files
@@ -88,10 +90,40 @@ def test_beside_them_are_the_marks_of_completeness_intent_and_the_nodes_pod_rang
 ) -> None:
     desired = synced.state / "desired"
     assert parse_complete(files.read_text(desired / ".complete"), files.boot_id()) == frozenset()
-    assert files.read_text(desired / ".intent") == "hold"
+    assert files.read_text(desired / ".intent") == "remove", "there is nothing to serve"
     assert wait_for("the pod ranges", lambda: files.read_json(desired / ".node.json")) == {
         "podCIDRs": ["10.244.7.0/24"]
     }
+
+
+def test_the_intent_follows_what_becomes_of_the_node_and_of_all_clusterips(
+    plane: ControlPlane, synced: SyncedNode
+) -> None:
+    def is_now(intent: str) -> None:
+        path = synced.state / "desired" / ".intent"
+        wait_for(f"the intent to {intent}", lambda: files.read_text(path) == intent)
+
+    is_now("remove")
+    create(plane, "web", 1)
+    is_now("hold")
+    for change, undo in (
+        ({"spec": {"unschedulable": True}}, {"spec": {"unschedulable": None}}),
+        (
+            {"metadata": {"annotations": {"lbless.dev/weight": "0"}}},
+            {"metadata": {"annotations": {"lbless.dev/weight": None}}},
+        ),
+        ({"spec": {"taints": [{"key": "k", "effect": "NoExecute"}]}}, {"spec": {"taints": None}}),
+    ):
+        plane.patch_node(synced.name, change)
+        is_now("handover")
+        plane.patch_node(synced.name, undo)
+        is_now("hold")
+    plane.delete_node(synced.name)
+    is_now("handover")
+    plane.make_node(synced.name, "10.244.200.7")
+    is_now("hold")
+    delete(plane, "web")
+    is_now("remove")
 
 
 def test_what_was_deleted_while_sync_was_down_goes_when_it_is_back(
@@ -302,6 +334,31 @@ def test_a_change_is_reported_at_once(plane: ControlPlane, synced: SyncedNode) -
         seconds.append(time.monotonic() - began)
     print(f"file to API: {', '.join(f'{s * 1000:.0f}' for s in seconds)} ms")
     assert statistics.median(seconds) < 0.1
+
+
+def test_whom_a_node_hears_and_counts_dead_is_reported_at_once_and_whom_it_heard_before_a_reboot_is_not(
+    synced: SyncedNode,
+) -> None:
+    def says(**said: tuple[Peer, ...]) -> dict[str, Any]:
+        segment = SegmentReport(frozenset({Condition.HELD}), **said)
+        synced.observe(
+            interfaces=(Interface("eth0", "02:00:00:00:00:01", (), incarnation=9, segment=segment),)
+        )
+        return {"incarnation": 9, **render_segment(segment)}
+
+    def is_told(said: dict[str, Any]) -> bool:
+        return any(said.items() <= told.items() for told in synced.report["status"]["interfaces"])
+
+    heard = says(heard=(Peer("n2", 7), Peer("n3", 8)))
+    wait_for("whom it hears", lambda: is_told(heard))
+    began = time.monotonic()
+    dead = says(heard=(Peer("n2", 7),), dead=(Peer("n3", 8),))
+    wait_for("who is dead", lambda: is_told(dead), seconds=2)
+    print(f"file to API: {(time.monotonic() - began) * 1000:.0f} ms")
+    observed = files.read_json(synced.state / "observed.json")
+    files.write_json(synced.state / "observed.json", {**observed, "bootID": "another"})
+    wait_for("silence", lambda: "heardPeers" not in synced.report["status"]["interfaces"][0])
+    assert is_told({"incarnation": 9})
 
 
 def test_a_burst_of_changes_makes_a_few_writes_a_second_and_ends_with_the_last(synced: SyncedNode) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lbless_api.segment import SegmentReport, render_segment
 from lbless_operator.facts import Kind, Seen, parse
 
 Object = dict[str, Any]
@@ -59,12 +60,22 @@ def node(
     )
 
 
-def agent(name: str, version: int = 1, *, address: str = "", digest: str = "", **status: Any) -> Seen:
+def agent(
+    name: str,
+    version: int = 1,
+    *,
+    address: str = "",
+    digest: str = "",
+    incarnation: int = 1,
+    segment: SegmentReport | None = None,
+    **status: Any,
+) -> Seen:
     interface = {
         "name": "eth0",
         "mac": "02:00:00:00:00:01",
         "addresses": [address or f"192.0.2.{100 + sum(name.encode()) % 100}/24"],
-        "incarnation": 1,
+        "incarnation": incarnation,
+        **render_segment(segment),
     }
     return parse(
         Kind.AGENT,

@@ -14,6 +14,7 @@ from lbless_api.fields import Invalid
 from lbless_api.hashing import HashFunction, HashMode
 from lbless_api.interfaces import Interface
 from lbless_api.node import EngineReport, NodeStatus, Outstanding, parse_node_status, render_node_status
+from lbless_api.segment import Condition, Peer, SegmentReport
 from lbless_api.state import (
     DesiredNode,
     Observed,
@@ -33,6 +34,7 @@ INTERFACE = Interface(
     carrier=False,
     incarnation=1764000000000,
 )
+SEGMENT = SegmentReport(frozenset({Condition.HELD}), (Peer("n2", 1764000000001),), (Peer("n3", 7),))
 IPTABLES = Capability(frozenset({HashFunction.LEGACY_CLUSTERIP}), frozenset(HashMode), 16)
 FAILURE = Outstanding(
     "uid-1", "default/web", 7, "AddressInUse", "Address 10.0.0.1 belongs to a gateway: choose another."
@@ -48,7 +50,7 @@ def test_observed_is_read_back_as_it_was_written():
             EngineReport("iptables", True, capabilities=(IPTABLES,), unfenced="no libnftables"),
             EngineReport("nftables", False, "no libnftables", active=False),
         ),
-        interfaces=(INTERFACE,),
+        interfaces=(INTERFACE, replace(INTERFACE, name="eth1", segment=SEGMENT)),
         applied={"uid-1": 7},
         failures=(FAILURE,),
         problems=("The disk is full.",),

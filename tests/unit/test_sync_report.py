@@ -11,9 +11,10 @@ from lbless_api.capabilities import Capability
 from lbless_api.clusterip import SourceMAC
 from lbless_api.digest import MAX_MARKS, applied_digest, mark
 from lbless_api.hashing import HashFunction, HashMode
-from lbless_api.heartbeat import MAX_NUMBER
+from lbless_api.heartbeat import MAX_NUMBER, node_id
 from lbless_api.interfaces import Interface
 from lbless_api.node import EngineReport, Outstanding, parse_node_status, render_node_status
+from lbless_api.segment import Condition, Peer, SegmentReport, by_id
 from lbless_api.state import Observed
 from lbless_nodeagent.sync import report as reporting
 from lbless_nodeagent.sync.observation import essence
@@ -222,6 +223,7 @@ SPREAD = st.sampled_from([0, 1, 63, 64, 65, 300, 1000, 2500])
     failing=SPREAD,
     waiting=SPREAD,
     silent=st.booleans(),
+    peers=st.integers(0, 64),
 )
 def test_every_report_fits_into_32_kib(
     kernel: str,
@@ -235,7 +237,9 @@ def test_every_report_fits_into_32_kib(
     failing: int,
     waiting: int,
     silent: bool,
+    peers: int,
 ) -> None:
+    seen = tuple(Peer(f"{n:0253}", 2**63 - 1) for n in range(peers))
     state = observed(
         kernel=kernel,
         engines=(EngineReport(name, True, sentence, True, (ABLE,) * capabilities, sentence),) * engines,
@@ -246,6 +250,7 @@ def test_every_report_fits_into_32_kib(
                 (IPv4Interface("100.100.100.100/24"),) * addresses,
                 (IPv4Address("100.100.100.254"),) * 20,
                 incarnation=MAX_NUMBER,
+                segment=SegmentReport(frozenset(Condition), seen, seen) if peers else None,
             )
             for _ in range(interfaces)
         ),
@@ -325,6 +330,37 @@ def test_of_too_many_interfaces_those_that_can_carry_addresses_are_reported() ->
     assert len(listed) == 64
     assert listed[-2:] == (uplink, storage)
     assert list(listed) == sorted(listed, key=lambda i: i.name), "in an order that does not change"
+
+
+def on_segment(number: int, names: list[str]) -> Interface:
+    peers = tuple(Peer(name, 1_767_225_600_000) for name in names)
+    addresses = tuple(IPv4Interface(f"10.{number}.{host}.1/16") for host in range(200))
+    segment = SegmentReport(frozenset({Condition.ACTING}), peers[:40], peers[40:])
+    return Interface(f"zz{number:013}", "02:00:00:00:00:01", addresses, segment=segment)
+
+
+def test_peers_are_named_where_there_is_room_and_else_told_by_their_ids() -> None:
+    names = [f"node-{number:02}" for number in range(64)]
+    (shown,) = report({}, observed(interfaces=(on_segment(1, names),))).status.interfaces
+    assert shown.segment == on_segment(1, names).segment
+    long = [f"{name}.{'a' * 200}" for name in names]
+    both = (on_segment(1, long), on_segment(2, long))
+    kept = report({}, observed(interfaces=both)).status.interfaces
+    for before, after in zip(both, kept, strict=True):
+        assert before.segment
+        assert after.segment
+        assert after.segment.heard == tuple(map(by_id, before.segment.heard))
+        assert [peer.life[0] for peer in after.segment.dead] == [node_id(name) for name in long[40:]]
+
+
+def test_an_interface_whose_peers_have_no_room_at_all_says_nothing_of_its_segment_rather_than_half() -> None:
+    names = [f"node-{number:02}" for number in range(64)]
+    many = tuple(on_segment(number, names) for number in range(8))
+    kept = report({}, observed(interfaces=many)).status
+    said = [i.segment for i in kept.interfaces if i.segment]
+    assert 2 <= len(said) < 8
+    assert all(len(segment.heard) == 40 for segment in said)
+    assert size(render_node_status(kept)) <= STATUS_BYTES
 
 
 def test_what_is_not_listed_for_lack_of_room_is_missing_from_the_digest_as_well() -> None:

@@ -376,29 +376,6 @@ def test_a_node_that_is_not_there_is_said_once_a_list_shows_it(
     assert own_node.uid == ""
 
 
-@pytest.mark.parametrize(
-    ("going", "further"),
-    [
-        (False, {}),
-        (True, {"spec": {"unschedulable": True}}),
-        (False, {"spec": {"unschedulable": False, "taints": [{"key": "dedicated", "effect": "NoSchedule"}]}}),
-        (True, {"spec": {"taints": [{"key": "node.kubernetes.io/out-of-service", "effect": "NoExecute"}]}}),
-        (True, {"spec": {"taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]}}),
-    ],
-)
-def test_a_node_that_is_cordoned_or_about_to_go_is_going(
-    own_node: OwnNode, going: bool, further: dict[str, Any]
-) -> None:
-    own_node.changed({"metadata": {"name": "n1", "uid": "u-1"}, **further})
-    assert own_node.is_going is going
-    own_node.removed("u-1")
-    assert own_node.is_going
-    own_node.changed({"metadata": {"name": "n1", "uid": "u-2"}})
-    assert not own_node.is_going
-    own_node.changed({"metadata": {"name": "n1", "uid": "u-2", "deletionTimestamp": "2026-01-01T00:00:00Z"}})
-    assert own_node.is_going
-
-
 def test_a_node_made_anew_under_its_name_replaces_the_former_in_either_order(own_node: OwnNode) -> None:
     own_node.changed(node("u1"))
     own_node.changed(node("u2"))

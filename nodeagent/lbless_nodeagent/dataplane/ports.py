@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lbless_api.interfaces import Interface
+from lbless_api.segment import Condition, SegmentReport, name_peers
 from lbless_nodeagent.dataplane.identity import with_new, with_number
 from lbless_nodeagent.dataplane.membership import Intent, Use, View
 from lbless_nodeagent.dataplane.memoryfile import MemoryFile
@@ -200,6 +201,21 @@ class Ports:
             if port.carrier != interface.carrier:
                 port.carrier = interface.carrier
                 self.send(Carrier(name, interface.carrier))
+
+    def described(self, interface: Interface) -> Interface:
+        """The interface with its present incarnation, and with what its membership says where it has one."""
+        port, identity = self._ports.get(interface.name), self._identity.identity
+        if port is None or port.refused:
+            return replace(interface, incarnation=identity.numbers()[interface.name])
+        said = port.segment
+        if said is None:
+            return replace(interface, segment=SegmentReport(frozenset({Condition.LISTENING})))
+        report = SegmentReport(
+            frozenset(Condition(str(condition)) for condition in said.conditions),
+            name_peers(said.heard, said.names),
+            name_peers(said.dead, said.names),
+        )
+        return replace(interface, incarnation=said.incarnation, segment=report)
 
     def _lease_end(self, name: str) -> float | None:
         """When the lease ends under which the former process' membership can go on; None if it cannot."""

@@ -203,7 +203,7 @@ class Reconciler:
             applied=self._applied(decision, counted, failures),
             failures=failures,
             problems=_few([*desired.problems, *problems, *settled.problems]),
-            interfaces=found,
+            interfaces=self._described(found),
             retry_at=time.monotonic() if outdated else self._retry_at(troubled=bool(troubled)),
         )
 
@@ -219,6 +219,13 @@ class Reconciler:
             return counted
         indexes = {link.name: link.index for link in self._addresses.network.links.values()}
         return shares.follow(counted, documents, former, found, indexes, self.programming.installed)
+
+    def _described(self, found: tuple[Interface, ...]) -> tuple[Interface, ...]:
+        """The interfaces with what membership says of each."""
+        if self.shares is None:
+            return found
+        ports = self.shares.ports
+        return tuple(ports.described(interface) for interface in found)
 
     def _document(self, uid: str, desired: Desired) -> Document | None:
         """That by which a ClusterIP is served."""

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from lbless_api.state import DEFAULT_DIRECTORY, DESIRED, Intent
+from lbless_api.state import DEFAULT_DIRECTORY, DESIRED
 from lbless_edge.kube import CLUSTERIPS, NODES, Api, connect
 from lbless_edge.listwatch import ListWatch
 from lbless_edge.process import (
@@ -26,6 +26,7 @@ from lbless_edge.process import (
 from lbless_edge.workers import Workers
 from lbless_nodeagent.sync.desired import DesiredFiles
 from lbless_nodeagent.sync.heartbeat import Heartbeat
+from lbless_nodeagent.sync.intent import IntentFile
 from lbless_nodeagent.sync.observation import Observer, essence
 from lbless_nodeagent.sync.ownnode import OwnNode
 from lbless_nodeagent.sync.report import Report, Situation, report
@@ -52,9 +53,10 @@ class Sync:
         self._stop = stop
         self._changed = threading.Event()
         self._storage = Storage(state_directory / DESIRED)
-        self._desired = DesiredFiles(self._storage, self._changed.set)
+        self._desired = DesiredFiles(self._storage, self._learnt)
         self._observer = Observer(state_directory, self._changed.set, stop)
-        self._node = OwnNode(node, self._storage, self._node_changed)
+        self._node = OwnNode(node, self._storage, self._learnt)
+        self._intent = IntentFile(lambda: self._node.goes, self._count, self._desired.write_intent)
         self._clusterips = ListWatch(api, CLUSTERIPS, self._desired, stop, page=PAGE)
         self._nodes = ListWatch(api, NODES, self._node, stop, field_selector=f"metadata.name={node}")
         self._upkeep = Upkeep(
@@ -63,7 +65,7 @@ class Sync:
         self._reporter = Reporter(api, self._node, self._report, self._changed, stop)
         self._heartbeat = Heartbeat(api, namespace, self._node, self._alive, stop)
         self._said: tuple[Situation, Report] | None = None
-        self._write_intent()
+        self._intent.update()
 
     def run(self) -> None:
         """Work until the stop event is set; raises Fatal if a part fails."""
@@ -117,16 +119,16 @@ class Sync:
             said = self._said = situation, report(situation)
         return said[1]
 
-    def _node_changed(self) -> None:
-        self._write_intent()
+    def _learnt(self) -> None:
+        self._intent.update()
         self._changed.set()
 
-    def _write_intent(self) -> None:
-        """Whether a dataplane that ends keeps its share for the next one, or hands it over."""
-        self._desired.write_intent(Intent.HANDOVER if self._node.is_going else Intent.HOLD)
+    def _count(self) -> int | None:
+        wanted = self._desired.wanted
+        return None if wanted is None else len(wanted)
 
     def _write_anew(self) -> None:
-        self._write_intent()
+        self._intent.update(anew=True)
         self._clusterips.again()
         self._nodes.again()
 

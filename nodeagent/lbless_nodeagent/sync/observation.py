@@ -54,7 +54,8 @@ def silence(observation: Observation, boot_id: str, now_seconds: float) -> str:
 def observe(path: Path, boot_id: str, last: Observation) -> Observation:
     """Read observed.json; where that cannot be used, keep the last good one and say why.
 
-    Of another boot only what outlives a reboot is kept: what was applied then is in no kernel now.
+    Of another boot only what outlives a reboot is kept: what was applied then is in no kernel now, and whom the
+    node heard then it may not hear.
     """
     try:
         observed = parse_observed(files.read_json(path))
@@ -63,7 +64,8 @@ def observe(path: Path, boot_id: str, last: Observation) -> Observation:
     except Invalid as fault:
         return Observation(last.observed, f"{OBSERVED} cannot be used: {fault}")
     if observed.boot_id != boot_id:
-        observed = replace(observed, applied={}, failures=(), problems=())
+        interfaces = tuple(replace(interface, segment=None) for interface in observed.interfaces)
+        observed = replace(observed, interfaces=interfaces, applied={}, failures=(), problems=())
     return Observation(observed)
 
 

@@ -1,6 +1,6 @@
 """The Node object that this sync serves: its UID owns what sync writes, its pod ranges go to a file.
 
-Owns desired/.node.json, and what the Node says about whether it is about to go.
+Owns desired/.node.json.
 """
 
 from __future__ import annotations
@@ -12,19 +12,10 @@ from collections.abc import Callable, Set
 from lbless_api.fields import Invalid
 from lbless_api.state import NODE, parse_desired_node
 from lbless_edge.kube import Object
+from lbless_nodeagent.sync.intent import why_it_goes
 from lbless_nodeagent.sync.storage import Storage
 
 _log = logging.getLogger("lbless.sync")
-
-_GOING = frozenset({"node.kubernetes.io/out-of-service", "ToBeDeletedByClusterAutoscaler"})
-"""Taints of nodes that are about to go."""
-
-
-def is_going(obj: Object) -> bool:
-    """Whether a Node is drained, shut down or deleted: cordoned is who is not to have anything new."""
-    spec = obj.get("spec") or {}
-    taints = {taint.get("key") for taint in spec.get("taints") or []}
-    return bool(spec.get("unschedulable") or obj["metadata"].get("deletionTimestamp") or taints & _GOING)
 
 
 class OwnNode:
@@ -34,8 +25,8 @@ class OwnNode:
         self.name = name
         self.uid = ""
         """Empty while the API has no such Node."""
-        self.is_going = False
-        """Whether no dataplane is expected to follow on this one's end."""
+        self.goes = ""
+        """Why the node will not serve for long; empty if it will, or nothing is known of it."""
         self._storage = storage
         self._said = ""
         self._on_change = on_change
@@ -43,7 +34,7 @@ class OwnNode:
     def changed(self, obj: Object) -> None:
         """Remember its UID and write what of it the kernel needs."""
         self.uid = obj["metadata"]["uid"]
-        self.is_going = is_going(obj)
+        self.goes = why_it_goes(obj)
         spec = obj.get("spec") or {}
         wanted = {"podCIDRs": spec.get("podCIDRs") or [c for c in [spec.get("podCIDR")] if c]}
         try:
@@ -61,7 +52,7 @@ class OwnNode:
         """Forget it, unless another one of its name has taken its place already. Its file stays."""
         if uid == self.uid:
             self.uid = ""
-            self.is_going = True
+            self.goes = "is deleted"
             self._say_absent()
         self._on_change()
 

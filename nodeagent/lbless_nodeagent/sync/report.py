@@ -23,6 +23,7 @@ from lbless_api.node import (
     render_node_status,
     render_outstanding,
 )
+from lbless_api.segment import SegmentReport, by_id, render_segment
 from lbless_api.state import Observed
 from lbless_nodeagent.sync.room import STATUS_BYTES, fitting, shorten, size
 
@@ -43,6 +44,8 @@ EXAMPLE_BYTES = 1024
 ENGINES_BYTES = 2048
 LEAST_ENGINE_MESSAGE_BYTES = 64
 INTERFACES_BYTES = 12 * 1024
+PEERS_BYTES = 8 * 1024
+"""Of that, what peers may take: two interfaces with 64 nodes each, where names are as long as ids."""
 MESSAGE_BYTES = (2048, 1024, 512, 256)
 """What a listed ClusterIP's message may take: the first of these with which all fit, or else the last."""
 
@@ -237,8 +240,10 @@ def _engines(engines: Sequence[EngineReport]) -> tuple[EngineReport, ...]:
 
 
 def _interfaces(interfaces: Sequence[Interface]) -> tuple[Interface, ...]:
-    """Of more than can be listed those that may carry an address: the way out, then whatever has a subnet."""
-    ranked = sorted(interfaces, key=lambda i: (not i.gateways, not i.addresses, i.name))[:MAX_INTERFACES]
+    """Of more than can be listed those that may carry an address: with peers, the way out, whatever has a subnet."""
+    ranked = _segments(
+        sorted(interfaces, key=lambda i: (not i.segment, not i.gateways, not i.addresses, i.name))
+    )[:MAX_INTERFACES]
     kept: list[Interface] = []
     for limit in ADDRESSES:
         short = (
@@ -249,6 +254,23 @@ def _interfaces(interfaces: Sequence[Interface]) -> tuple[Interface, ...]:
         if len(kept) == len(ranked):
             break
     return tuple(sorted(kept, key=lambda i: i.name))
+
+
+def _segments(interfaces: Sequence[Interface]) -> list[Interface]:
+    """Peers by name if all have room, else by id; where not even these have, the interface says nothing of its
+    segment, as half of its peers would say that the others are not heard."""
+    room = PEERS_BYTES
+    if sum(size(render_segment(i.segment)) for i in interfaces) > room:
+        interfaces = [replace(i, segment=i.segment and _with_ids(i.segment)) for i in interfaces]
+    kept = []
+    for interface in interfaces:
+        room -= size(render_segment(interface.segment))
+        kept.append(interface if room >= 0 else replace(interface, segment=None))
+    return kept
+
+
+def _with_ids(segment: SegmentReport) -> SegmentReport:
+    return replace(segment, heard=tuple(map(by_id, segment.heard)), dead=tuple(map(by_id, segment.dead)))
 
 
 def _listed(outstanding: Sequence[Outstanding], room: int) -> tuple[tuple[Outstanding, ...], int]:

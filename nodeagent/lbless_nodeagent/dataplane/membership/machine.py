@@ -198,7 +198,9 @@ class Membership(Speaking):
 
     def conditions(self) -> frozenset[Condition]:
         """What is worth telling a person."""
-        expected = any(not peer.shown for peer in self.peers.values())
+        expected = any(
+            not peer.shown and self.now - peer.evidence >= self.times.unheard for peer in self.peers.values()
+        )
         served = self.listening is None and not self.deaf and not self.stopping
         states = (
             (self.listening is not None, Condition.LISTENING),
