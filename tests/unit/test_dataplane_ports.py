@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from unit.faketick import BOOT, Node, interface, seen
 
 from lbless_nodeagent import files
 from lbless_nodeagent.dataplane.membership import Intent, Memory, Use
 from lbless_nodeagent.dataplane.tick.messages import Carrier, Detach, Ended, Refused, Told
 from lbless_nodeagent.dataplane.tickprocess import TickEndedError
+from unit.faketick import BOOT, Node, interface, seen
 
 ETH0 = interface()
 
