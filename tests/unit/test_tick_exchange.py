@@ -1,4 +1,4 @@
-"""Epochs travel from a node that has them to one that lacks them: one answers, the others in turn, and no one floods."""
+"""Epochs travel from a node that has them to one that lacks them: one answers, the others in turn, nobody floods."""
 
 import json
 import random
