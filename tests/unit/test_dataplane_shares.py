@@ -128,10 +128,9 @@ def test_a_last_good_state_that_is_newer_than_the_file_is_what_a_successor_goes_
 ):
     newer = document({NODE: "200-255", "n2": "0-199"}, epoch=2, hashSeed=5)
     serving(setup)
-    successor = Setup(
-        tmp_path,
-        {IPv4Address(IP): replace(setup.installed[IPv4Address(IP)], owned=BucketSet(range(200, 256)))},
-    )
+    former = setup.installed[IPv4Address(IP)]
+    kept = replace(former, owned=BucketSet(range(200, 256)), hash=newer.clusterip.spec.hash)
+    successor = Setup(tmp_path, {kept.ip: kept})
     successor.former = {UID: newer.clusterip}
     successor.desire(document())
     successor.run()
