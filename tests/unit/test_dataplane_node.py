@@ -15,6 +15,8 @@ from lbless_nodeagent.dataplane.identity import (
     parse_identity,
     render_identity,
     with_interfaces,
+    with_new,
+    with_number,
 )
 from lbless_nodeagent.dataplane.network import Address, Link, Network, interfaces, own_addresses, taken
 
@@ -149,3 +151,19 @@ def test_an_announcement_carries_the_cluster_mac_in_arp_and_the_nodes_own_in_eth
     sender = bytes.fromhex("03bf0a080064 0a080064")
     assert request == ethernet + bytes.fromhex("0001 0800 06 04 0001") + sender + bytes(6) + sender[6:]
     assert reply == ethernet + bytes.fromhex("0001 0800 06 04 0002") + sender + b"\xff" * 6 + sender[6:]
+
+
+@given(st.none() | st.integers(0, 2**48 - 2), st.integers(0, 2**47), st.integers(0, 2**48 - 1))
+def test_a_new_incarnation_is_above_the_last_and_a_number_that_was_taken_never_takes_it_back(
+    stored: int | None, unix_ms: int, number: int
+) -> None:
+    others = {"br0": Incarnation(3, "a")}
+    identity = Identity({**others, **({"eth0": Incarnation(stored, "a")} if stored is not None else {})})
+    new = with_new(identity, "eth0", "b", unix_ms)
+    assert new.interfaces["eth0"].boot_id == "b"
+    assert new.interfaces["eth0"].number == max(unix_ms, -1 if stored is None else stored + 1)
+    taken = with_number(new, "eth0", "c", number)
+    assert taken.interfaces["eth0"].number == max(number, new.interfaces["eth0"].number)
+    assert with_new(taken, "eth0", "c", unix_ms).interfaces["eth0"].number > number or number == 2**48 - 1
+    assert parse_identity(render_identity(taken)) == taken
+    assert taken.interfaces["br0"] == others["br0"]

@@ -114,7 +114,7 @@ def _times(options: argparse.Namespace) -> Times:
     try:
         times = Times.of_tick(options.tick_ms / 1000)
         return replace(times, **{name: ms / 1000 for name, ms in given.items() if ms is not None})
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise Fatal(f"The times of the heartbeats do not work together: {error}") from None
 
 

@@ -48,15 +48,19 @@ class MemoryFile:
         if self._present.get(interface) == memory and not self.problem:
             return
         self._present[interface], self.newest[interface] = memory, memory.newest
+        self._write()
+
+    def drop(self, interface: str) -> None:
+        """There is no such interface any more: what has its name next is another one."""
+        if self._present.pop(interface, None):
+            self._write()
+
+    def _write(self) -> None:
         try:
             files.write_json(self._path, render_memories(self._present, self._boot_id), durable=False)
             self.problem = None
         except files.UnwritableError as error:
             self.problem = str(error)
-
-    def drop(self, interface: str) -> None:
-        """There is no such interface any more."""
-        self._present.pop(interface, None)
 
 
 def render_memories(memories: Mapping[str, Memory], boot_id: str) -> JSON:

@@ -20,6 +20,7 @@ from lbless_nodeagent.dataplane.statefiles import IdentityFile
 from lbless_nodeagent.dataplane.tick.messages import (
     Alive,
     Attach,
+    Attached,
     Carrier,
     Detach,
     Ended,
@@ -32,9 +33,11 @@ from lbless_nodeagent.dataplane.tick.messages import (
     Seen,
     Segment,
     Stop,
+    Told,
     ToTick,
 )
 from lbless_nodeagent.dataplane.tickprocess import TickEndedError, TickProcess
+from lbless_nodeagent.files import boottime_seconds
 
 RETRY_SECONDS = 1.0
 
@@ -46,6 +49,12 @@ class Port:
     """What is known of one interface's membership."""
 
     index: int
+    incarnation: int
+    """That of the `Attach`."""
+    attached: bool = False
+    """Whether what the tick process says of the interface is of this membership."""
+    begun: bool = False
+    """Whether the tick process was `Told`."""
     carrier: bool = True
     view: View = field(default_factory=View)
     """Without `use`; of version 0 until the first one has come."""
@@ -103,7 +112,13 @@ class Ports:
         self._ports: dict[str, Port] = {}
         self._stopping = self._gone = False
         ends = {name: self._lease_end(name) for name in memories.former}
-        self._resumed = {name: end for name, end in ends.items() if end is not None}
+        numbers = identity.identity.numbers()
+        self._resumed = {
+            name: end
+            for name, end in ends.items()
+            # One with a newer number has begun since, whose memory could not be written.
+            if end is not None and numbers.get(name, 0) <= memories.former[name].incarnation
+        }
         for name, last in identity.identity.interfaces.items():
             if last.boot_id == boot_id and name not in self._resumed:
                 self._number_anew(name)
@@ -196,11 +211,19 @@ class Ports:
             if port is None and name not in used:
                 continue
             if port is None or port.index != index or (port.refused and time.monotonic() >= port.retry_at):
-                port = self._ports[name] = Port(index)
-                self.send(self._attachment(name, index))
+                attachment = self._attachment(name, index)
+                port = self._ports[name] = Port(index, attachment.incarnation)
+                self.send(attachment)
             if port.carrier != interface.carrier:
                 port.carrier = interface.carrier
                 self.send(Carrier(name, interface.carrier))
+
+    def begin(self) -> None:
+        """Have the new memberships begin: all that is known of their ClusterIPs has been told."""
+        for name, port in self._ports.items():
+            if not port.begun:
+                port.begun = True
+                self.send(Told(name))
 
     def described(self, interface: Interface) -> Interface:
         """The interface with its present incarnation, and with what its membership says where it has one."""
@@ -221,19 +244,19 @@ class Ports:
         """When the lease ends under which the former process' membership can go on; None if it cannot."""
         if not self._fenced:
             return None
-        now = time.clock_gettime(time.CLOCK_BOOTTIME)  # before it is read: it must not seem to reach further
+        now = boottime_seconds()  # before it is read: it must not seem to reach further
         left = self._lease_left(name)
         return None if left is None else now + left
 
     def _attachment(self, name: str, index: int) -> Attach:
         end, newest = self._resumed.pop(name, None), self._memories.newest.get(name, ())
-        if end is not None:
+        if end is not None and end > boottime_seconds():
             memory = self._memories.former[name]
             _LOG.info("%s: goes on as incarnation %d.", name, memory.incarnation)
             self._number(name, memory.incarnation)
             self._spoken.add(name)
             return Attach(name, index, memory.incarnation, self._fenced, memory, end, newest)
-        if name in self._spoken or name not in self._identity.identity.interfaces:
+        if end is not None or name in self._spoken or name not in self._identity.identity.interfaces:
             self._number_anew(name)
         self._spoken.add(name)
         number = self._identity.identity.interfaces[name].number
@@ -249,7 +272,7 @@ class Ports:
     def _take(self, message: object) -> bool:
         """Take in one message; returns whether it needs a pass."""
         if not isinstance(
-            message, Seen | Refused | RulesGone | Learnt | Happened | Segment | Figures | Ended
+            message, Attached | Seen | Refused | RulesGone | Learnt | Happened | Segment | Figures | Ended
         ):
             raise TypeError(f"The tick process sent a {type(message).__name__}.")
         name, port = message.interface, self._ports.get(message.interface)
@@ -258,23 +281,29 @@ class Ports:
             return False
         if port is None:
             return False
-        if isinstance(message, Seen):
-            if message.view.incarnation != port.view.incarnation:
-                self._number(name, message.view.incarnation)
+        if isinstance(message, Seen) and message.view.incarnation != port.view.incarnation:
+            self._number(name, message.view.incarnation)
+        if isinstance(message, Attached):
+            port.attached = message.incarnation == port.incarnation
+            return False
+        return port.attached and self._heed(port, message)
+
+    def _heed(
+        self, port: Port, message: Seen | Refused | RulesGone | Learnt | Segment | Figures | Ended
+    ) -> bool:
+        if isinstance(message, Seen | Ended):
             # Before the kernel follows it, and so before any peer hears that: see Memory.
-            self._memories.keep(name, message.memory)
+            self._memories.keep(message.interface, message.memory)
+        if isinstance(message, Seen):
             return port.see(message)
         if isinstance(message, Figures):
             port.figures = message
-            return False
-        if isinstance(message, Ended):
-            self._memories.keep(name, message.memory)
+        elif isinstance(message, Ended):
             port.ended = True
-            return False
-        if isinstance(message, Refused):
+        elif isinstance(message, Refused):
             port.refused, port.retry_at = message.sentence, time.monotonic() + RETRY_SECONDS
         elif isinstance(message, Segment):
             port.segment = message
         elif isinstance(message, Learnt):
             self.learnt.append(message)
-        return True
+        return not isinstance(message, Figures | Ended)

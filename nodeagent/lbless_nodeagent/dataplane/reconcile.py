@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import ClusterIP
 from lbless_api.interfaces import Interface
 from lbless_api.node import EngineReport, Outstanding
@@ -101,6 +102,8 @@ class Reconciler:
         self._repairs: Counter[str] = Counter()
         # Of the tables' addresses those that no file explains; see _unexplained.
         self._orphans: Vips = self.programming.installed
+        if shares:  # no membership knows whose their buckets are by now
+            self._orphans = {ip: replace(vip, owned=BucketSet()) for ip, vip in self._orphans.items()}
         self._outcome = Outcome()
         for fault in (*self._last_good.problems, self._journal.fault, self._identity.fault):
             if fault:
@@ -189,7 +192,7 @@ class Reconciler:
         problems += self._drop(decision, desired, counted)
         problems += self._succeed(wanted)
         if self.shares:
-            self.shares.confirm(self.programming.installed, self.programming.applications)
+            self.shares.confirm(self.programming.installed, decision.vips, self.programming.applications)
             problems += self.shares.ports.problems
         problems += [p for p in (self._journal.problem, self._identity.problem) if p]
         if orphans:

@@ -57,6 +57,8 @@ class Shares:
         self._learnt: dict[str, Document] = {}
         self._followed: dict[str, _Followed] = {}
         self._result: Mapping[str, ClusterIP] = {}
+        self._holders: dict[IPv4Address, str] = {}
+        """Whose each address was in the last decision: of two ClusterIPs with one address only one has it."""
         self._applications = 0
 
     def documents(self, desired: Mapping[str, Document], *, complete: bool) -> Mapping[str, Document]:
@@ -68,11 +70,12 @@ class Shares:
         for message in self.ports.learnt:
             self._learn(message)
         self.ports.learnt.clear()
-        self._learnt = {
-            uid: document
-            for uid, document in self._learnt.items()
-            if (desired[uid].clusterip.epoch < document.clusterip.epoch if uid in desired else not complete)
-        }
+        for uid, document in list(self._learnt.items()):
+            if desired[uid].clusterip.epoch >= document.clusterip.epoch if uid in desired else complete:
+                del self._learnt[uid]
+                if uid not in desired and uid not in self._placed:
+                    for name, _ in self.ports.items():
+                        self.ports.send(Forgotten(name, uid))  # so that it is not asked for again
         return {**desired, **self._learnt} if self._learnt else desired
 
     def follow(
@@ -92,6 +95,7 @@ class Shares:
         )
         for uid in counted:
             self._tell(uid)
+        self.ports.begin()
         result = {uid: self._follow(uid, clusterip, installed) for uid, clusterip in counted.items()}
         last = self._result
         if len(result) != len(last) or any(last.get(uid) is not one for uid, one in result.items()):
@@ -108,8 +112,10 @@ class Shares:
         followed = self._followed.get(clusterip.identity.uid)
         return followed.epoch if followed else clusterip.epoch
 
-    def confirm(self, installed: Vips, applications: int) -> None:
-        """Tell the tick process what the kernel follows; `applications` counts how often it was written."""
+    def confirm(self, installed: Vips, decided: Mapping[str, Vip], applications: int) -> None:
+        """Tell the tick process what the kernel follows. `decided` are the Vips that were wanted, by UID;
+        `applications` counts how often the kernel was written."""
+        self._holders = {vip.ip: uid for uid, vip in decided.items()}
         written, self._applications = applications != self._applications, applications
         entries: dict[str, list[tuple[str, int, bool]]] = {name: [] for name, _ in self.ports.items()}
         behind: set[str] = set()
@@ -118,7 +124,7 @@ class Shares:
             port = self.ports.get(interface)
             if interface is None or port is None or not port.view.version:
                 continue
-            has = _has(followed.clusterip, installed)
+            has = self._has(followed.clusterip, installed)
             wanted = followed.clusterip.assigned_to(self._node)
             if has is None or not has.issubset(wanted.buckets if wanted else NOTHING):
                 behind.add(interface)
@@ -142,8 +148,8 @@ class Shares:
         newest = held[max(held)]
         use = port.use.get(uid, Use())
         # Until a view has come nothing is known: the kernel stays as the former process has left it.
-        document = held.get(use.document, newest) if port.view.version else held[min(held)]
-        has = _has(document.clusterip, installed)
+        document = held.get(use.document, newest) if port.view.version else next(iter(held.values()))
+        has = self._has(document.clusterip, installed)
         cause = (not port.view.version, port.view.living, port.view.held, use, has, document, newest)
         last = self._followed.get(uid)
         if last and _same(last.cause, cause):
@@ -154,6 +160,14 @@ class Shares:
             followed = last.clusterip
         self._followed[uid] = _Followed(cause, followed, document, use.epoch)
         return followed
+
+    def _has(self, clusterip: ClusterIP, installed: Vips) -> BucketSet | None:
+        """The buckets that the kernel keeps of it; None where it keeps some of another way to hash."""
+        spec = clusterip.spec
+        vip = installed.get(spec.ip)
+        if vip is None or not vip.owned or self._holders.get(spec.ip, uid := clusterip.identity.uid) != uid:
+            return NOTHING
+        return vip.owned if vip.hash == spec.hash else None
 
     def _owned(self, uid: str, use: Use, port: Port, present: BucketSet) -> BucketSet:
         """What of a ClusterIP this node is to have where the kernel has `present`."""
@@ -184,8 +198,10 @@ class Shares:
                 if placed and placed[1] != interface:
                     self._forget(uid, placed[1])
                 self._placed[uid] = clusterip, interface
-                if placed is None and uid in former and former[uid].epoch < clusterip.epoch:
-                    self._hold(uid, former[uid], {})
+                if placed is None and uid in former and former[uid].epoch != clusterip.epoch:
+                    self._hold(
+                        uid, former[uid], {}
+                    )  # first: it is what the kernel follows, maybe a newer one
                 self._hold(uid, clusterip, documents)
 
     def _hold(self, uid: str, clusterip: ClusterIP, documents: Mapping[str, Document]) -> None:
@@ -203,7 +219,11 @@ class Shares:
         if len(held) > 1:
             self._prune(uid, held, port.use.get(uid, Use()))
         for number, document in held.items():
-            if number and (uid, number) not in port.told:
+            if (
+                number
+                and (uid, number) not in port.told
+                and (len(held) == 1 or _interface(document.clusterip, self._interfaces) == interface)
+            ):
                 port.told.add((uid, number))
                 self.ports.send(Known(interface, self._epochs[uid, number], _pieces(document)))
 
@@ -234,14 +254,6 @@ class Shares:
             self._learnt[uid] = Document(clusterip, json.dumps(message.document).encode())
             key = clusterip.identity.key
             _LOG.info("%s: epoch %d of %s came from a peer.", message.interface, clusterip.epoch, key)
-
-
-def _has(clusterip: ClusterIP, installed: Vips) -> BucketSet | None:
-    """The buckets that the kernel keeps of it; None where it keeps some of another way to hash."""
-    vip = installed.get(clusterip.spec.ip)
-    if vip is None or not vip.owned:
-        return NOTHING
-    return vip.owned if vip.hash == clusterip.spec.hash else None
 
 
 def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:

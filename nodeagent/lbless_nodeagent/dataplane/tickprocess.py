@@ -28,8 +28,11 @@ class TickProcess:
         """Start it."""
         ours, theirs = Channel.pair()
         with theirs:
+            # In a group of its own: Ctrl-C is for this process, which ends the child when the peers know of it.
             command = [sys.executable, "-P", "-m", _MODULE, str(theirs.fileno())]
-            self._child = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            self._child = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, process_group=0
+            )
         self._channel = Channel(ours)
         self.send(begin)
 

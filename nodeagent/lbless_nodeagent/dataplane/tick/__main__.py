@@ -22,6 +22,7 @@ from lbless_nodeagent.dataplane.tick.messages import (
     Alive,
     Applied,
     Attach,
+    Attached,
     Begin,
     Carrier,
     Detach,
@@ -32,6 +33,7 @@ from lbless_nodeagent.dataplane.tick.messages import (
     Known,
     Refused,
     Stop,
+    Told,
 )
 from lbless_nodeagent.dataplane.tick.packetsocket import WireError
 from lbless_nodeagent.dataplane.tick.station import Station, now
@@ -43,6 +45,8 @@ FIGURES_SECONDS = 1.0
 STUCK_SECONDS = 5.0
 """For so long the programming process may be busy or stopped, in which it takes over nothing. Then this node
 leaves: its peers can do what it cannot."""
+PAUSE_SECONDS = 2 * FIGURES_SECONDS
+"""After a longer sleep than this, the machine's or that of both processes, the other one has done no wrong."""
 REALTIME_PRIORITY = 10
 _MCL_CURRENT_AND_FUTURE = 3
 
@@ -63,14 +67,17 @@ class Ticker:
         drained_at = now()
         while not (self._stopping and not self._stations):
             self._await(drained_at)
-            drained_at = now()
+            slept, drained_at = now() - drained_at, now()
+            if slept > PAUSE_SECONDS:
+                self._alive_at += slept
             for station in list(self._stations.values()):
                 station.take_in(self._keys)
             for message in self._channel.receive(MESSAGES_AT_ONCE):
                 self._take(message)
             self._watch()
             for name, station in list(self._stations.items()):
-                station.turn(self._keys[0])
+                if station.begun or self._stopping:
+                    station.turn(self._keys[0])
                 if station.is_gone or station.ended:
                     self._detach(name)
             if now() >= self._figures_at:
@@ -89,7 +96,7 @@ class Ticker:
             return
         wanted = select.POLLIN | select.POLLOUT if self._channel.is_blocked else select.POLLIN
         self._poll.modify(self._channel.fileno(), wanted)
-        wake = min((s.wake for s in self._stations.values()), default=self._figures_at)
+        wake = min((s.wake for s in self._stations.values() if s.begun), default=self._figures_at)
         wake = min(wake, self._figures_at)
         # Rounded up: a poll that ends before the time would only be another one.
         self._poll.poll(max(0.0, wake - now()) * 1000 + 0.9)
@@ -113,13 +120,14 @@ class Ticker:
                 self._keys = keys
             case Stop(intent):
                 self._stop(intent)
-            case Carrier() | Known() | Forgotten() | Applied():
+            case Carrier() | Known() | Told() | Forgotten() | Applied():
                 station = self._stations.get(message.interface)
                 if station:
                     _tell(station, message)
 
     def _attach(self, attach: Attach) -> None:
         self._detach(attach.interface)
+        self._say(Attached(attach.interface, attach.incarnation))
         try:
             station = Station(self._begin, attach, self._say)
         except WireError as error:
@@ -127,6 +135,8 @@ class Ticker:
             return
         self._stations[attach.interface] = station
         self._poll.register(station.fileno(), select.POLLIN)
+        if self._stopping:
+            station.membership.stop(self._stopping, now())
 
     def _detach(self, interface: str) -> None:
         station = self._stations.pop(interface, None)
@@ -146,12 +156,14 @@ class Ticker:
         self._channel.send(message)
 
 
-def _tell(station: Station, message: Carrier | Known | Forgotten | Applied) -> None:
+def _tell(station: Station, message: Carrier | Known | Told | Forgotten | Applied) -> None:
     match message:
         case Carrier(_, up):
             station.membership.linked(up, now())
         case Known():
             station.known(message)
+        case Told():
+            station.begun = True
         case Forgotten(_, uid):
             station.forgotten(uid)
         case Applied():

@@ -46,6 +46,14 @@ class Attach:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """All epochs that were known of the interface when it was attached have been told. Before that its membership
+    decides nothing: of what a former process followed, and this one has not heard of yet, nothing is to be lost."""
+
+    interface: str
+
+
+@dataclass(frozen=True, slots=True)
 class Detach:
     """The interface is gone, or is no longer one that addresses can be on."""
 
@@ -99,7 +107,16 @@ class Stop:
     intent: Intent
 
 
-ToTick = Begin | Keys | Attach | Detach | Carrier | Known | Forgotten | Applied | Alive | Stop
+ToTick = Begin | Keys | Attach | Told | Detach | Carrier | Known | Forgotten | Applied | Alive | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """The `Attach` with this incarnation has been taken. What was said of the interface before is of a former
+    membership; what is said from now on, and be it `Refused`, of this one."""
+
+    interface: str
+    incarnation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,4 +200,4 @@ class Ended:
     memory: Memory
 
 
-FromTick = Seen | Refused | RulesGone | Learnt | Happened | Segment | Figures | Ended
+FromTick = Attached | Seen | Refused | RulesGone | Learnt | Happened | Segment | Figures | Ended

@@ -47,12 +47,13 @@ def now() -> float:
 
 
 class Station:
-    """The node on one interface. `wake` is when `turn` is to be called at the latest."""
+    """The node on one interface. `wake` is when `turn` is to be called at the latest, once it has `begun`: before,
+    it only takes in."""
 
     def __init__(self, begin: Begin, attach: Attach, send: Send) -> None:
         """Raises WireError."""
         self.interface, self.index = attach.interface, attach.index
-        self.ended = False
+        self.begun = self.ended = False
         self.wake = now()
         self._send = send
         self._wire = Wire(attach.interface, attach.index)
@@ -61,7 +62,7 @@ class Station:
         self._fenced = attach.fenced
         self.membership = Membership(
             begin.node,
-            attach.incarnation,
+            _incarnation(attach, self.wake),
             begin.times,
             self.wake,
             resumed=attach.resumed,
@@ -243,6 +244,13 @@ class Station:
 
     def _memory(self) -> Memory:
         return replace(self.membership.memory(), newest=self._inbox.newest())
+
+
+def _incarnation(attach: Attach, at: float) -> int:
+    """The one to begin as: another than the former process' where its lease is over by now."""
+    if attach.resumed and (attach.lease_end is None or attach.lease_end <= at):
+        return _next_incarnation(attach.incarnation)
+    return attach.incarnation
 
 
 def _next_incarnation(last: int) -> int:
