@@ -112,7 +112,7 @@ def _numbered(fields: Mapping[str, object], name: str) -> tuple[tuple[bytes, int
 
 def _newest(fields: Mapping[str, object]) -> tuple[Stamp, ...]:
     name, found = "newest", []
-    for one in items(fields.get(name) or [], name):  # a file of an earlier version has none
+    for one in items(fields.get(name), name):
         node, incarnation, sequence = _row(one, name, 3)
         found.append(
             Stamp(
