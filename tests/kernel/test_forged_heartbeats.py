@@ -167,10 +167,12 @@ def test_a_flood_of_10000_frames_a_second_lets_no_lease_lapse_and_kills_nobody(
 
     # What found a buffer full is counted too; what the kernel drops before any socket sees it is not.
     wait_for(lambda: all(counted(name).total() >= sent * 0.9 for name in SHARES))
+    settled = time.monotonic() + 2.5  # what is counted is told once a second
+    while any(counted(name).total() < sent for name in SHARES) and time.monotonic() < settled:
+        time.sleep(0.1)
     for name in SHARES:
         found, (ticks, late) = counted(name), calm.late(name)
-        assert found[reason] + found["Overflow"] >= sent * 0.9 - found["Filtered"] * (kind == "likely")
-        assert set(found) <= {reason, "Overflow", "Filtered", "Unauthenticated"}
+        assert set(found) <= {reason, "Overflow"}
         assert found.total() <= sent
         with capsys.disabled():
             ticked, lately = ticks - quiet[name][0], late - quiet[name][1]
@@ -271,6 +273,7 @@ def replay(shaken: ForgedSegment, frames: Sequence[bytes]) -> None:
     wait_for(lambda: shaken.dropped("n1")["Replayed"] >= before + len(frames))
 
 
+@pytest.mark.soak
 def test_frames_that_a_node_has_missed_show_a_dead_one_alive_while_they_are_replayed(
     shaken: ForgedSegment,
 ) -> None:
