@@ -16,10 +16,12 @@ from lab import takeover
 from lab.host import Host
 from lab.installation import CHART_CAPABILITIES, DATAPLANE
 from lab.kernelstate import leases
-from lab.prober import Log, Prober
+from lab.lan import Lan
+from lab.prober import Log, Prober, Sources
 from lab.progress import Silence
 from lab.servers import TCP_PORT
-from lab.site import NAME, Site, site
+from lab.site import BUCKETS, NAME, Site, site
+from lbless_api.clusterip import parse_clusterip
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
 
@@ -32,6 +34,8 @@ PER_SECOND_STARVED = 100
 PATIENCE_SECONDS = 0.9
 SERVES = "Serving node"
 UNHEARD_SECONDS = 120
+ANEW = "anew"
+"""A ClusterIP that begins where no heartbeat arrives."""
 UNHEARD = """
 table bridge lab_unheard {
  chain forward { type filter hook forward priority 0; policy accept; ether type 0x88b5 drop; }
@@ -151,6 +155,11 @@ def lapses(log: Log, owners: dict[int, str]) -> dict[str, int]:
     return found
 
 
+def told(place: Site) -> dict[str, int]:
+    """The incarnations that the operator has assigned buckets to."""
+    return {a["node"]: a["incarnation"] for a in place.lbless.get(NAME)["status"]["assignments"]}
+
+
 def test_nodes_that_never_hear_each_other_take_nothing_over_and_say_so(place: Site) -> None:
     place.await_healthy()
     lan, lbless = place.lan, place.lbless
@@ -162,19 +171,26 @@ def test_nodes_that_never_hear_each_other_take_nothing_over_and_say_so(place: Si
     try:
         for node in lbless.nodes:
             lbless.start(DATAPLANE, node)
-        with probing(place) as log:
+        Silence().until(
+            "health", lambda: place.incarnations() == told(place), timeout_seconds=UNHEARD_SECONDS
+        )
+        made = lbless.create(ANEW, {"ip": Lan.vip(2), "buckets": BUCKETS})
+        parameters = parse_clusterip(made).spec.hash
+        sources = Sources(parameters, TCP_PORT, lan.client.addresses)
+        with Prober(lan.client, Lan.vip(2), TCP_PORT, sources, lan.owner_of, patience_seconds=1) as log:
             Silence().until(
                 "the condition Degraded to say NoPeersHeard",
-                lambda: lbless.condition(NAME, "Degraded").get("reason") == "NoPeersHeard",
+                lambda: lbless.condition(ANEW, "Degraded").get("reason") == "NoPeersHeard",
                 timeout_seconds=UNHEARD_SECONDS,
             )
-            assigned = {b: a.node for a in lbless.wait_ready(NAME).assignments for b in a.buckets}
+            assigned = {b: a.node for a in lbless.wait_ready(ANEW).assignments for b in a.buckets}
             since = time.monotonic()
             while not takeover.asked(log.probes(since), assigned, 10):
                 time.sleep(0.05)
         assert takeover.doubles(log.probes()) == []
         # Each serves what it was given, and nothing else.
         assert takeover.disturbed(log.probes(since), assigned, ()) == []
+        lbless.delete(ANEW)
     finally:
         lan.switch.run(["nft", "delete", "table", "bridge", "lab_unheard"])
     place.await_healthy()

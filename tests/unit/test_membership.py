@@ -48,9 +48,9 @@ def beat(
 class Driver:
     """A membership of node a, by hand: it ticks every 100 ms of its own time."""
 
-    def __init__(self, kind: type[Membership] = Membership, **more) -> None:
+    def __init__(self, kind: type[Membership] = Membership, incarnation: int = 1, **more) -> None:
         self.now = 100.0
-        self.machine = kind("a", 1, TIMES, self.now, **more)
+        self.machine = kind("a", incarnation, TIMES, self.now, **more)
         self.turn = self.machine.tick(self.now)
         self.machine.followed_view(self.turn.view.version)
         self.sequence = 0
@@ -268,6 +268,22 @@ def test_filtered_heartbeats_are_told_and_nobody_is_taken_over():
     driver.run(3)
     assert str(owned(epoch(), driver.turn.view, "a")) == "0-7"
     assert Condition.NO_PEERS_HEARD in driver.turn.conditions
+
+
+def test_one_that_acts_and_hears_nobody_leaves_the_others_what_the_next_epoch_gives_them():
+    """After a power cut, say, at which the switch began to filter heartbeats: all of them act, until they are told."""
+    driver = Driver(incarnation=2)
+    driver.machine.learn(epoch(), driver.now)
+    driver.run(3)
+    assert str(owned(epoch(), driver.turn.view, "a")) == "0-15"
+    present = epoch(2, incarnation=2)
+    driver.machine.learn(present, driver.now)
+    driver.run(3)
+    assert driver.turn.view.use["u"].acting == ("a",)
+    assert str(owned(present, driver.turn.view, "a")) == "0-7"
+    driver.run(60)
+    assert driver.turn.view.use["u"] == Use(2, 2, gain=True)
+    assert str(owned(present, driver.turn.view, "a")) == "0-7"
 
 
 def test_what_is_confirmed_of_a_former_incarnation_is_not_told_as_the_present_ones():

@@ -28,7 +28,8 @@ choice or the simulation showed that it must be otherwise:
   at once, and *held* changes who takes over: so a node becomes held, and ceases to be, only while nothing is
   taken over, and takes over again when all have acknowledged the end (`stopping`).
 - Rule 10: *acting* is said of each ClusterIP. It may be said while still listening, but shared only after.
-  Not where no peer was ever heard and the epoch names this very incarnation beside others (rule 2).
+  Not where no peer was ever heard and the epoch names this very incarnation beside others (rule 2); one that
+  acts by then leaves those others what that epoch gives them.
 
 Known limits: a node that starts while the only other one holds acts beside it until that one is back; two faults
 that leave two nodes hearing each other in one direction only, one of them restarting, give up to 0.5 s with two
@@ -139,7 +140,8 @@ class Membership(Speaking):
         if standing.sharing and standing.newest:
             nodes = self.acting_nodes(standing)
             gain = nodes is not None and self.rule9_gain(standing)
-            return Use(standing.in_use, standing.newest.number, gain, tuple(nodes or (self.name,)))
+            acting = tuple(nodes or (self.name,))
+            return Use(standing.in_use, standing.newest.number, gain, acting, unheard=not self.ever_heard)
         if not standing.in_use:
             return Use()
         return Use(standing.in_use, standing.in_use, self.rule9_gain(standing))

@@ -25,7 +25,15 @@ def owned(epoch: Epoch, view: View, node: str) -> BucketSet:
     if use is None or use.document != epoch.number:
         return NOTHING
     if use.acting is not None:
-        return act(epoch.buckets, use.acting, reserved=epoch.reserved).owned(epoch.ip, node)
+        mine = act(epoch.buckets, use.acting, reserved=epoch.reserved).owned(epoch.ip, node)
+        if use.unheard and any(
+            o.name == node and o.incarnation == view.incarnation for o in epoch.assignments
+        ):
+            # Whoever wrote it knew all of them alive: that nothing is heard of them is the segment's fault.
+            for one in epoch.assignments:
+                if one.name not in use.acting and (one.node, one.incarnation) in view.living:
+                    mine -= one.buckets
+        return mine
     division = divide(
         {one.name: one.buckets for one in epoch.assignments},
         living={

@@ -42,13 +42,15 @@ class Use:
     `epoch`: the one in use, 0 for none (this is what is confirmed). `document`: the epoch by which owners
     are computed; it differs from `epoch` where nodes act. `gain`: whether buckets may be added to what the
     kernel has; losing them is always at once. `acting`: None, or the names of the nodes that share all
-    buckets among themselves.
+    buckets among themselves. `unheard`: no peer was ever heard; if the document names this very
+    incarnation, one that acts leaves to others what it gives them.
     """
 
     epoch: int = 0
     document: int = 0
     gain: bool = False
     acting: tuple[str, ...] | None = None
+    unheard: bool = False
 
 
 @dataclass(frozen=True, slots=True)
