@@ -59,7 +59,7 @@ def test_a_directory_that_cannot_be_one_is_named(dataplane: Dataplane, tmp_path:
 
 
 def test_a_key_file_that_is_not_there_is_named(dataplane: Dataplane, tmp_path: Path) -> None:
-    assert f"Key file {tmp_path / 'key'} cannot be read" in said(
+    assert f"Key file {tmp_path / 'key'} does not exist" in said(
         dataplane.run("--key-file", str(tmp_path / "key"))
     )
 
