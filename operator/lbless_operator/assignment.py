@@ -94,14 +94,39 @@ def _plan(spec: Spec, current: Status, verdicts: list[Verdict], segment: Segment
     chosen = sorted(eligible, key=lambda v: (v.node not in owners, draw[v.node]))[: MAX_NODES - len(pinned)]
     incarnations |= {v.node: v.incarnation for v in chosen}
     weights = {v.node: v.weight for v in chosen}
-    shares = plan(
-        spec.ip, spec.hash.buckets, owners, weights, pinned=pinned, reserved=spec.reserved, moved=inherited
-    )
     # A dead node that still belongs here stays named, with no buckets: it may come back at once.
     gone = [v.node for v in verdicts if v.standing is Standing.GONE and v.selected and v.node in owners]
+    away = [node for node in (*gone, *pinned) if node not in weights and not current.owners()[node]]
+    dead = away or any(segment.counts_dead(node, incarnations[node]) for node in gone)
+    if segment.speaks and dead and _is_shared_out(spec, owners, weights, pinned):
+        shares = without_reserved({node: owners[node] for node in (*weights, *pinned)}, spec.reserved, pinned)
+    else:
+        shares = plan(
+            spec.ip,
+            spec.hash.buckets,
+            owners,
+            weights,
+            pinned=pinned,
+            reserved=spec.reserved,
+            moved=inherited,
+        )
     shares |= dict.fromkeys(gone[: MAX_NODES - len(shares)], BucketSet())
     assignments = tuple(Assignment(node, incarnations[node], shares[node]) for node in sorted(shares))
     return Assigned(assignments, left_out=len(eligible) - len(chosen))
+
+
+def _is_shared_out(
+    spec: Spec, owners: Mapping[str, BucketSet], nodes: Iterable[str], pinned: Iterable[str]
+) -> bool:
+    """Whether these nodes have all buckets already, and each that is not pinned some.
+
+    After a takeover successors have uneven shares. Levelling them would take buckets from nodes that did not fail,
+    with their connections, and the dead node takes its share back from the same ones when it returns.
+    """
+    had = [owners.get(node, BucketSet()) for node in nodes]
+    kept = [owners[node] for node in pinned]
+    wanted = BucketSet.full(spec.hash.buckets) - spec.reserved
+    return all(had) and wanted.issubset(BucketSet(chain.from_iterable([*had, *kept])))
 
 
 def _owners(spec: Spec, current: Status, verdicts: list[Verdict], segment: Segment) -> dict[str, BucketSet]:

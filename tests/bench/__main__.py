@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bench import dataplane, latency, packets, planner, record, sync, the_operator
+from bench import dataplane, latency, packets, planner, record, segment, sync, the_operator
 from bench.measure import Row, noise
 from lab.errors import LabError
 
@@ -17,6 +17,7 @@ CASES: dict[str, Callable[[], Iterable[Row]]] = {
     "planner": planner.rows,
     "dataplane": dataplane.rows,
     "packets": packets.rows,
+    "segment": segment.rows,
     "sync": sync.rows,
     "operator": the_operator.rows,
     "latency": latency.rows,

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-import select
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 
+from bench.changes import Changes
 from bench.measure import Row
 from lab import claim
 from lab.controlplane import ControlPlane
 from lab.errors import LabError
-from lab.host import Host
 from lab.installation import Installation
 from lab.kernelstate import owned_buckets
 from lab.lan import Lan
@@ -24,9 +20,6 @@ from lab.progress import Progress
 
 ROUNDS = 40
 CROWD = 1000
-QUIET_SECONDS = 0.4
-"""So long after a node's last change of rules there was no other in any run."""
-CHANGE_SECONDS = 20
 LABELS = {"app": "measured"}
 LIMIT_MS = 500
 
@@ -84,7 +77,7 @@ def _measure(lbless: Installation) -> tuple[float, ...]:
     """Milliseconds from each change of one pod's readiness to the last change of rules on any node."""
     samples = []
     with ExitStack() as stack:
-        heard = [_Changes(node) for node in lbless.lan.nodes]
+        heard = [Changes(node) for node in lbless.lan.nodes]
         for one in heard:
             stack.callback(one.close)
         for number in range(ROUNDS):
@@ -100,51 +93,3 @@ def _measure(lbless: Installation) -> tuple[float, ...]:
         if assignment is None or owned_buckets(node, str(now.spec.ip)) != assignment.buckets:
             raise LabError(f"{node.name} does not hold what it is assigned: the times mean nothing")
     return tuple(samples)
-
-
-class _Changes:
-    """When a node's rules changed, as its kernel told."""
-
-    def __init__(self, node: Host) -> None:
-        program = Path(__file__).parent / "latency_inside.py"
-        self._node = node
-        self._process = node.popen(
-            [sys.executable, program],
-            stdout=subprocess.PIPE,
-            log="latency",
-            environment={"PYTHONPATH": "tests"},
-        )
-        if self._line(CHANGE_SECONDS) != "ready":
-            raise LabError(f"the rules of {node.name} cannot be watched: {node.last_words('latency')}")
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def forget(self) -> None:
-        """Drop what was heard so far."""
-        while self._line(0):
-            pass
-
-    def await_quiet(self) -> float:
-        """Wait for a change and then for the last one; return when that was."""
-        last = self._line(CHANGE_SECONDS)
-        if not last:
-            raise LabError(f"the rules of {self._node.name} did not change within {CHANGE_SECONDS} s")
-        while line := self._line(QUIET_SECONDS):
-            last = line
-        return float(last)
-
-    def _line(self, seconds: float) -> str:
-        """The next line, empty if none comes in time."""
-        assert self._process.stdout is not None
-        descriptor = self._process.stdout.fileno()
-        while select.select([descriptor], [], [], seconds)[0]:
-            written = os.read(descriptor, 65536)
-            if not written:
-                raise LabError(
-                    f"watching the rules of {self._node.name} ended: {self._node.last_words('latency')}"
-                )
-            if lines := written.decode().split():
-                return lines[-1]
-        return ""

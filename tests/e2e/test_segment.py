@@ -15,6 +15,7 @@ import pytest
 from lab import takeover
 from lab.host import Host
 from lab.installation import CHART_CAPABILITIES, DATAPLANE
+from lab.kernelstate import leases
 from lab.prober import Log, Prober
 from lab.progress import Silence
 from lab.servers import TCP_PORT
@@ -155,6 +156,8 @@ def test_nodes_that_never_hear_each_other_take_nothing_over_and_say_so(place: Si
     lan, lbless = place.lan, place.lbless
     for node in lbless.nodes:
         assert lbless.stop(DATAPLANE, node) == 0
+    # Else they would go on as those who have heard each other, for whom silence is death.
+    Silence().until("the leases to end", lambda: not any(map(leases, lbless.nodes)), timeout_seconds=10)
     lan.switch.run(["nft", "-f", "-"], stdin=UNHEARD)
     try:
         for node in lbless.nodes:

@@ -19,6 +19,7 @@ from lab.kernelstate import owned_buckets
 from lbless_api.node import Outstanding
 from lbless_api.state import Observed, parse_observed
 from lbless_nodeagent import files
+from lbless_nodeagent.dataplane.identity import parse_identity
 from unit.stateobjects import desired_json
 
 T = TypeVar("T")
@@ -111,6 +112,11 @@ class Dataplane:
         since = files.boottime_seconds()
         self.launch()
         wait_for(lambda: self.running() and self.observed().boottime_seconds > since)
+
+    def incarnations(self) -> dict[str, int]:
+        """Each interface's, as it is written down: without heartbeats none is told."""
+        identity = parse_identity(files.read_json(self.directory / "identity.json"))
+        return identity.numbers()
 
     def running(self) -> bool:
         """Whether it lives; fails the test if it ended by itself."""

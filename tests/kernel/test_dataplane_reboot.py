@@ -46,7 +46,7 @@ def test_a_reboot_without_the_api_server_brings_everything_back_and_removes_noth
         first.desire(uid(ip), ip, buckets)
     first.start()
     wait_for(lambda: len(first.observed().applied) == len(wanted))
-    incarnations = {i.name: i.incarnation for i in first.observed().interfaces}
+    incarnations = first.incarnations()
     last_good = {path.name for path in (first.directory / "applied").iterdir()}
     first.kill()
     lan.cut(before)
@@ -70,7 +70,7 @@ def test_a_reboot_without_the_api_server_brings_everything_back_and_removes_noth
         assert str(owned_buckets(after, ip)) in (buckets, buckets.replace("0-0", "0"))
     assert {path.name for path in (first.directory / "applied").iterdir()} == last_good
     for found in observed.interfaces:
-        assert found.incarnation > incarnations[found.name]
+        assert second.incarnations()[found.name] > incarnations[found.name]
     assert [echo.replies for echo in traffic.ping(lan.client, WHOLE, requests=8)] == [1] * 8
 
     # Then sync reaches the API server, where the lost one had been deleted meanwhile.

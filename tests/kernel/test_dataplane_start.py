@@ -58,10 +58,26 @@ def test_a_directory_that_cannot_be_one_is_named(dataplane: Dataplane, tmp_path:
     assert "--state-dir" in line
 
 
-def test_a_key_file_that_is_not_there_is_named(dataplane: Dataplane, tmp_path: Path) -> None:
-    assert f"Key file {tmp_path / 'key'} does not exist" in said(
-        dataplane.run("--key-file", str(tmp_path / "key"))
-    )
+def test_without_a_good_key_file_it_says_why_and_touches_nothing(
+    dataplane: Dataplane, tmp_path: Path
+) -> None:
+    path, secret = tmp_path / "key", "5e" * 15
+    dataplane.desired.rmdir()
+    dataplane.directory.rmdir()
+    for content, why in (
+        (None, f"Key file {path} does not exist"),
+        ("", f"Key file {path} holds no key"),
+        ("# none\n", f"Key file {path} holds no key"),
+        (f"{secret}\n", f"Line 1 of key file {path} has 15 bytes"),
+        (f"{secret}!\n", f"Line 1 of key file {path} is neither hexadecimal digits nor base64"),
+    ):
+        if content is not None:
+            path.write_text(content)
+        line = said(dataplane.run("--key-file", str(path)))
+        assert why in line
+        assert secret not in line
+        assert not dataplane.directory.exists()
+        assert tables(dataplane.host) == set()
 
 
 @pytest.mark.parametrize(

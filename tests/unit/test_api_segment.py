@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lbless_api.fields import Invalid
-from lbless_api.heartbeat import node_id
+from lbless_api.heartbeat import MAX_NUMBER, node_id
 from lbless_api.node import parse_interfaces, render_interfaces
 from lbless_api.segment import (
     Condition,
@@ -22,7 +22,7 @@ from lbless_api.segment import (
 REPORT = SegmentReport(
     conditions=frozenset({Condition.ACTING, Condition.HELD}),
     heard=(Peer("n1", 7), Peer("#" + node_id("n2").hex(), 8)),
-    dead=(Peer("n3", 2**63 - 1),),
+    dead=(Peer("n3", MAX_NUMBER),),
 )
 
 

@@ -41,7 +41,7 @@ memories = st.builds(
 
 @given(st.dictionaries(st.sampled_from(["eth0", "br0", "lan-ü"]), memories))
 def test_what_is_written_is_read(kept: dict[str, Memory]):
-    assert parse_memories(json.loads(json.dumps(render_memories(kept, BOOT))), BOOT) == kept
+    assert parse_memories(json.loads(json.dumps(render_memories(kept, BOOT)))) == (BOOT, kept)
 
 
 def test_a_process_finds_what_its_predecessor_kept(tmp_path: Path):
@@ -118,11 +118,11 @@ def test_any_json_is_read_or_refused(value: object):
         {"bootID": BOOT, "interfaces": {"eth0": value}},
     ):
         try:
-            read = parse_memories(whole, BOOT)
+            boot, read = parse_memories(whole)
         except Invalid as fault:
             assert str(fault).endswith(".")
         else:
-            assert parse_memories(json.loads(json.dumps(render_memories(read, BOOT))), BOOT) == read
+            assert parse_memories(json.loads(json.dumps(render_memories(read, boot)))) == (boot, read)
 
 
 def test_a_disk_that_cannot_be_written_is_a_problem_until_it_can(tmp_path: Path):

@@ -123,6 +123,16 @@ def test_a_former_incarnations_buckets_are_not_its_successors():
     assert str(owned(epoch(shares={"a": "0-7", "b": "8-15"}), view({"a": 2, "b": 1}), "b")) == "0-15"
 
 
+def test_nobody_takes_over_from_a_node_without_heartbeats_and_it_keeps_its_share_when_it_sends_some():
+    """Such a node is named with incarnation 0."""
+    named = (Named("a", node_id("a"), 0, BucketSet([0, 1])), Named("b", node_id("b"), 5, BucketSet([2, 3])))
+    mixed = Epoch("u", "10.0.0.1", 1, 4, BucketSet(), named)
+    view = View(1, 5, frozenset({(node_id("b"), 5)}), frozenset(), {"u": Use(1, 1, gain=True)})
+    assert owned(mixed, view, "b") == BucketSet([2, 3])
+    alone = View(1, 7, frozenset({(node_id("a"), 7)}), frozenset(), {"u": Use(1, 1, gain=True)})
+    assert BucketSet([0, 1]).issubset(owned(mixed, alone, "a"))
+
+
 def test_reserved_buckets_are_nobodys_neither_by_takeover_nor_by_acting():
     document = replace(epoch(shares={"a": "0-3", "b": "8-15"}), reserved=BucketSet.parse("4-7"))
     assert str(owned(document, view({"a": 1}), "a")) == "0-3,8-15"

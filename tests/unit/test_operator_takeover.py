@@ -100,13 +100,7 @@ def test_a_death_on_the_segment_is_planned_at_once_from_what_the_successors_hold
     decision = scenario.step()
     taken = successors(before, "abc")
     assert decision.status.epoch == 2
-    assert shares(decision)["d"] == 0
-    assert max(shares(decision).values()) - min(shares(decision)[n] for n in "abc") <= 1
-    assert_none_moves_twice(before, taken, decision.status)
-    moved = sum(len(decision.status.owners()[n] - taken[n]) for n in "abc")
-    ideal = [256 // 3, 256 // 3, 256 - 2 * (256 // 3)]
-    excess = sorted(len(taken[n]) for n in "abc")
-    assert moved == sum(max(0, had - share) for had, share in zip(excess, sorted(ideal), strict=True))
+    assert decision.status.owners() == taken | {"d": BucketSet()}, "levelling would break others' connections"
 
 
 def test_the_dead_node_is_not_waited_for_and_said_to_be_dead_until_kubernetes_finds_so_too():
@@ -217,7 +211,7 @@ def test_of_two_halves_the_larger_is_followed_and_the_other_is_degraded():
     scenario.says("c", "", "ab")
     scenario.all_hear("a", "b", dead="c")
     decision = scenario.step()
-    assert shares(decision) == {"a": 128, "b": 128, "c": 0}
+    assert shares(decision) == {"a": 130, "b": 126, "c": 0}
     assert condition(decision, Type.DEGRADED) == ("True", "NodeDeadOnSegment")
 
 
@@ -228,7 +222,7 @@ def test_one_against_several_is_not_believed_before_these_had_time_to_say_the_sa
     assert scenario.decide().status == before
     assert scenario.wait(ANSWER_SECONDS - 0.1) == set()
     scenario.all_hear("b", "c", dead="a")
-    assert shares(scenario.decide()) == {"a": 0, "b": 128, "c": 128}
+    assert shares(scenario.decide()) == {"a": 0, "b": 127, "c": 129}
 
 
 def test_the_one_that_is_left_is_believed_when_the_others_do_not_answer():
@@ -291,7 +285,7 @@ def test_a_silent_agents_buckets_move_though_its_node_is_ready_when_the_segment_
     assert condition(scenario.step(), Type.DEGRADED) == ("True", "AgentSilent")
     scenario.all_hear("a", "b", dead="c")
     decision = scenario.step()
-    assert shares(decision) == {"a": 128, "b": 128, "c": 0}
+    assert shares(decision) == {"a": 130, "b": 126, "c": 0}
     assert condition(decision, Type.DEGRADED) == ("True", "NodeDeadOnSegment")
 
 
@@ -402,7 +396,7 @@ def test_a_node_without_heartbeats_that_others_have_taken_over_from_has_nothing_
     scenario.learn(objects.agent("c", scenario.next(), digest=applied_digest(scenario.expected)))
     scenario.all_hear("a", "b", dead="c")
     decision = scenario.step()
-    assert shares(decision) == {"a": 128, "b": 128, "c": 0}
+    assert shares(decision) == {"a": 130, "b": 126, "c": 0}
     assert_none_moves_twice(before, successors(before, "ab"), decision.status)
     assert condition(decision, Type.DEGRADED) == ("True", "NodeDeadOnSegment")
     assert message(decision, Type.DEGRADED).endswith(

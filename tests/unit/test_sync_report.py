@@ -239,7 +239,7 @@ def test_every_report_fits_into_32_kib(
     silent: bool,
     peers: int,
 ) -> None:
-    seen = tuple(Peer(f"{n:0253}", 2**63 - 1) for n in range(peers))
+    seen = tuple(Peer(f"{n:0253}", MAX_NUMBER) for n in range(peers))
     state = observed(
         kernel=kernel,
         engines=(EngineReport(name, True, sentence, True, (ABLE,) * capabilities, sentence),) * engines,

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from lbless_api.heartbeat import Message, node_id
 from lbless_api.heartbeat_frame import TAG_BYTES, Stamp, encode
+from lbless_nodeagent.dataplane.membership import Memory
+from lbless_nodeagent.dataplane.memoryfile import MemoryFile
 from lbless_nodeagent.dataplane.tick.freshness import MAX_NODES, Freshness
 from lbless_nodeagent.dataplane.tick.inbox import PER_NODE, Inbox, Received
 from lbless_nodeagent.dataplane.tick.wire import Arrived, Drained
@@ -149,3 +151,27 @@ def test_the_nodes_that_are_remembered_are_limited_and_those_that_speak_are_not_
         assert freshness.admit(Stamp(node_id("n1"), 1, number))
     assert not freshness.admit(Stamp(node_id("n1"), 1, 5))
     assert len(freshness._newest) == MAX_NODES
+
+
+def test_a_successor_refuses_what_the_former_process_has_taken_and_takes_what_is_newer():
+    former = Node()
+    former.hear([frame(7), frame(3, node="n2")])
+    wire = StillWire()
+    successor = Inbox(wire, OWN, former.inbox.newest())  # type: ignore[arg-type]
+    wire.frames = [
+        Arrived(one, 0) for one in (frame(6), frame(7), frame(99, incarnation=4), frame(3, node="n2"))
+    ]
+    assert successor.take((KEY,)) == []
+    assert successor.dropped() == {"Replayed": 4}
+    wire.frames = [Arrived(frame(8), 0), Arrived(frame(1, node="n3"), 0)]
+    assert [received.message for received in successor.take((KEY,))] == [numbered(8), numbered(1, node="n3")]
+
+
+def test_what_was_taken_is_written_down_and_counts_in_another_boot_too(tmp_path):
+    newest = (Stamp(node_id("n1"), 5, 7), Stamp(node_id("n2"), 2**48 - 1, 2**40 - 1))
+    written = MemoryFile(tmp_path, "boot-1")
+    written.keep("eth0", Memory(1, newest=newest))
+    again, rebooted = MemoryFile(tmp_path, "boot-1"), MemoryFile(tmp_path, "boot-2")
+    assert again.former == {"eth0": Memory(1, newest=newest)}
+    assert rebooted.former == {}
+    assert again.newest == rebooted.newest == {"eth0": newest}

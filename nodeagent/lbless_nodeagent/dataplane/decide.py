@@ -65,7 +65,6 @@ def decide(
     holders: dict[IPv4Address, ClusterIP] = {}
     for clusterip in sorted(clusterips, key=lambda c: c.identity.age_order):
         uid = clusterip.identity.uid
-        # An incarnation that is not the present one will mean "not this node" once peers are counted dead.
         assignment = clusterip.assigned_to(node)
         if clusterip.epoch == 0 or assignment is None:
             elsewhere.add(uid)

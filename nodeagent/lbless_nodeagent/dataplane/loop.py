@@ -5,10 +5,12 @@ Owns the timing alone. What a pass does is `reconcile`'s, what is said of it `re
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
 import time
+from dataclasses import replace
 from types import FrameType
 
 from lbless_api.fields import Invalid
@@ -18,6 +20,8 @@ from lbless_nodeagent.dataplane.keyfile import KeyFile
 from lbless_nodeagent.dataplane.membership import Intent
 from lbless_nodeagent.dataplane.reconcile import Outcome, Reconciler
 from lbless_nodeagent.dataplane.report import Reporter
+
+_LOG = logging.getLogger("lbless.dataplane")
 
 REPORT_SECONDS = 1.5
 """observed.json promises 2 s; the rest is for a pass that is under way."""
@@ -153,6 +157,12 @@ class Loop:
             self._ports.alive()
             if self._keys and self._keys.refresh():
                 self._ports.rekey(self._keys.keys)
+                _LOG.info(
+                    "The keys have changed: there are %d, and the first one signs.", len(self._keys.keys)
+                )
+            if self._keys and self._keys.problem:
+                problem = f"{self._keys.problem} The keys that were read last stay in use."
+                outcome = replace(outcome, problems=(problem, *outcome.problems))
         programming = self._reconciler.programming
         self._reporter.report(outcome, programming.report, programming.counters(), self._reconciler.repairs)
 

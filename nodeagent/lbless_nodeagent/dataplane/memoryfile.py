@@ -1,7 +1,7 @@
 """membership.json: what a process of this boot leaves to its successor, which may go on as the same incarnation.
 
 Owns the file. Whether it counts is decided by the lease in the kernel. It need not survive a power cut, after
-which no lease runs.
+which no lease runs. The newest frames count in any case, also those of another boot: no node sends an older one.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from lbless_api.clusterip import is_uid
 from lbless_api.fields import Invalid, integer, items, mapping, text
 from lbless_api.heartbeat import ID_BYTES, MAX_NUMBER
+from lbless_api.heartbeat_frame import MAX_SEQUENCE, Stamp
 from lbless_api.node import JSON
 from lbless_nodeagent import files
 from lbless_nodeagent.dataplane.membership import Memory
@@ -23,7 +24,8 @@ _LOG = logging.getLogger(__name__)
 
 
 class MemoryFile:
-    """The memories by interface. `former` are those of an earlier process of this boot."""
+    """The memories by interface. `former` are those of an earlier process of this boot, `newest` the newest frames
+    that any process has taken."""
 
     def __init__(self, directory: Path, boot_id: str) -> None:
         self._path = directory / NAME
@@ -31,8 +33,11 @@ class MemoryFile:
         self._present: dict[str, Memory] = {}
         self.problem: str | None = None
         self.former: Mapping[str, Memory] = {}
+        self.newest: dict[str, tuple[Stamp, ...]] = {}
         try:
-            self.former = parse_memories(files.read_json(self._path), boot_id)
+            boot, memories = parse_memories(files.read_json(self._path))
+            self.newest = {name: memory.newest for name, memory in memories.items()}
+            self.former = memories if boot == boot_id else {}
         except FileNotFoundError:
             pass
         except Invalid as fault:
@@ -42,7 +47,7 @@ class MemoryFile:
         """Write down an interface's."""
         if self._present.get(interface) == memory and not self.problem:
             return
-        self._present[interface] = memory
+        self._present[interface], self.newest[interface] = memory, memory.newest
         self._write()
 
     def drop(self, interface: str) -> None:
@@ -70,19 +75,19 @@ def render_memories(memories: Mapping[str, Memory], boot_id: str) -> JSON:
                 "holding": [[node.hex(), round(until * 1000)] for node, until in memory.holding],
                 "kernel": [list(one) for one in memory.kernel],
                 "held": memory.held,
+                "newest": [[one.node.hex(), one.incarnation, one.sequence] for one in memory.newest],
             }
             for name, memory in memories.items()
         },
     }
 
 
-def parse_memories(value: object, boot_id: str) -> dict[str, Memory]:
-    """Read the file's content; nothing of another boot counts. Raises Invalid."""
+def parse_memories(value: object) -> tuple[str, dict[str, Memory]]:
+    """Read the file's content: the boot that it is of, and the memories by interface. Raises Invalid."""
     whole = mapping(value, NAME)
-    if whole.get("bootID") != boot_id:
-        return {}
     interfaces = mapping(whole.get("interfaces"), "interfaces")
-    return {name: _memory(mapping(one, f"interfaces.{name}")) for name, one in interfaces.items()}
+    boot_id = text(whole.get("bootID"), "bootID")
+    return boot_id, {name: _memory(mapping(one, f"interfaces.{name}")) for name, one in interfaces.items()}
 
 
 def _memory(fields: Mapping[str, object]) -> Memory:
@@ -93,6 +98,7 @@ def _memory(fields: Mapping[str, object]) -> Memory:
         holding=tuple((node, ms / 1000) for node, ms in _numbered(fields, "holding")),
         kernel=tuple(_kernel(one) for one in items(fields.get("kernel"), "kernel")),
         held=_flag(fields.get("held"), "held"),
+        newest=_newest(fields),
     )
 
 
@@ -100,14 +106,32 @@ def _numbered(fields: Mapping[str, object], name: str) -> tuple[tuple[bytes, int
     found = []
     for one in items(fields.get(name), name):
         node, number = _row(one, name, 2)
-        try:
-            key = bytes.fromhex(text(node, name))
-        except ValueError:
-            key = b""
-        if len(key) != ID_BYTES:
-            raise Invalid(f"{name} has a node id that is not {ID_BYTES} bytes long.")
-        found.append((key, integer(number, name, 0, MAX_NUMBER)))
+        found.append((_id(node, name), integer(number, name, 0, MAX_NUMBER)))
     return tuple(found)
+
+
+def _newest(fields: Mapping[str, object]) -> tuple[Stamp, ...]:
+    name, found = "newest", []
+    for one in items(fields.get(name), name):
+        node, incarnation, sequence = _row(one, name, 3)
+        found.append(
+            Stamp(
+                _id(node, name),
+                integer(incarnation, name, 0, MAX_NUMBER),
+                integer(sequence, name, 0, MAX_SEQUENCE),
+            )
+        )
+    return tuple(found)
+
+
+def _id(value: object, name: str) -> bytes:
+    try:
+        key = bytes.fromhex(text(value, name))
+    except ValueError:
+        key = b""
+    if len(key) != ID_BYTES:
+        raise Invalid(f"{name} has a node id that is not {ID_BYTES} bytes long.")
+    return key
 
 
 def _kernel(one: object) -> tuple[str, int, bool, bool]:

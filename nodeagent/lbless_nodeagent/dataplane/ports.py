@@ -249,17 +249,18 @@ class Ports:
         return None if left is None else now + left
 
     def _attachment(self, name: str, index: int) -> Attach:
-        end = self._resumed.pop(name, None)
+        end, newest = self._resumed.pop(name, None), self._memories.newest.get(name, ())
         if end is not None and end > boottime_seconds():
             memory = self._memories.former[name]
             _LOG.info("%s: goes on as incarnation %d.", name, memory.incarnation)
             self._number(name, memory.incarnation)
             self._spoken.add(name)
-            return Attach(name, index, memory.incarnation, self._fenced, memory, end)
+            return Attach(name, index, memory.incarnation, self._fenced, memory, end, newest)
         if end is not None or name in self._spoken or name not in self._identity.identity.interfaces:
             self._number_anew(name)
         self._spoken.add(name)
-        return Attach(name, index, self._identity.identity.interfaces[name].number, self._fenced)
+        number = self._identity.identity.interfaces[name].number
+        return Attach(name, index, number, self._fenced, newest=newest)
 
     def _number_anew(self, name: str) -> None:
         unix_ms = time.time_ns() // 1_000_000

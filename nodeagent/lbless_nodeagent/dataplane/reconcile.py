@@ -224,9 +224,10 @@ class Reconciler:
         return shares.follow(counted, documents, former, found, indexes, self.programming.installed)
 
     def _described(self, found: tuple[Interface, ...]) -> tuple[Interface, ...]:
-        """The interfaces with what membership says of each."""
+        """The interfaces with what membership says of each. Without heartbeats no incarnation of this node can be
+        told from another: it says 0, so that no peer takes its silence for its death."""
         if self.shares is None:
-            return found
+            return tuple(replace(interface, incarnation=0) for interface in found)
         ports = self.shares.ports
         return tuple(ports.described(interface) for interface in found)
 

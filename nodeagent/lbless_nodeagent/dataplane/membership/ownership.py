@@ -16,7 +16,11 @@ NOTHING = BucketSet()
 
 
 def owned(epoch: Epoch, view: View, node: str) -> BucketSet:
-    """The buckets of `epoch`'s ClusterIP that are `node`'s in `view`; `epoch` is the document that it uses."""
+    """The buckets of `epoch`'s ClusterIP that are `node`'s in `view`; `epoch` is the document that it uses.
+
+    Incarnation 0 is that of a node without heartbeats: nobody takes over from it, and it keeps its share when it
+    begins to send some.
+    """
     use = view.use.get(epoch.uid)
     if use is None or use.document != epoch.number:
         return NOTHING
@@ -24,7 +28,11 @@ def owned(epoch: Epoch, view: View, node: str) -> BucketSet:
         return act(epoch.buckets, use.acting, reserved=epoch.reserved).owned(epoch.ip, node)
     division = divide(
         {one.name: one.buckets for one in epoch.assignments},
-        living={one.name for one in epoch.assignments if (one.node, one.incarnation) in view.living},
+        living={
+            one.name
+            for one in epoch.assignments
+            if one.incarnation == 0 or (one.node, one.incarnation) in view.living
+        },
         held={one.name for one in epoch.assignments if one.node in view.held},
         reserved=epoch.reserved,
     )

@@ -116,8 +116,9 @@ class State:
         fenced: bool = True,
         next_incarnation: Callable[[int], int] = lambda last: last + 1,
     ) -> None:
-        """`resumed` counts only with a lease that still runs, to `lease_end`. `next_incarnation` returns one
-        that is larger than the given and was never used; `fenced`: whether the kernel has a lease."""
+        """`resumed` counts only with a lease that still runs, to `lease_end`; without, this is the incarnation after
+        it. `next_incarnation` returns one that is larger than the given and was never used; `fenced`: whether
+        the kernel has a lease."""
         self.name, self.node, self.times = node_name, node_id(node_name), times
         self.incarnation, self.fenced, self.next_incarnation = incarnation, fenced, next_incarnation
         self.now = now
@@ -125,6 +126,9 @@ class State:
         self._begin_unheard()
         if resumed and lease_end is not None and lease_end > now:
             self._resume(resumed, lease_end)
+        elif resumed:
+            # It ran when this process was begun. Rule 7: what has had verdicts must not begin again.
+            self.incarnation = next_incarnation(max(incarnation, resumed.incarnation))
         self._setup()
 
     def _setup(self) -> None:
@@ -199,8 +203,10 @@ class State:
             standing.kernel_owns = owns
             self.standings[standing.clusterip] = standing
         for key in memory.verdicts:
-            if key[0] in self.peers and self.peers[key[0]].incarnation == key[1]:
-                self.peers[key[0]].dead = True
+            peer = self.peers.get(key[0])
+            if peer is not None and peer.incarnation == key[1]:
+                # Not as if just heard: one that is dead would have to acknowledge, and the lease lapses meanwhile.
+                peer.dead, peer.heard = True, NEVER
 
     @property
     def valid(self) -> bool:
@@ -218,7 +224,10 @@ class State:
         return [peer for peer in self.peers.values() if not peer.dead]
 
     def lives(self, node: bytes, incarnation: int) -> bool:
-        """Whether it is this node, or a peer, and is not counted dead."""
+        """Whether it is this node, or a peer, and is not counted dead. Incarnation 0 is that of a node without
+        heartbeats: whoever it is, it serves what it was given, and nobody can tell whether it lives."""
+        if incarnation == 0:
+            return True
         if node == self.node:
             return incarnation == self.incarnation
         peer = self.peers.get(node)

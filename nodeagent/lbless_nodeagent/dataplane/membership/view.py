@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from lbless_api.heartbeat import Heartbeat
+from lbless_api.heartbeat_frame import Stamp
 
 
 class Condition(StrEnum):
@@ -89,7 +90,8 @@ class Memory:
     """What a successor process needs to go on as the same incarnation, while the lease in the kernel runs.
 
     `verdicts` and `peers` are (node id, incarnation); `holding` (node id, until when at most it is silent, by the
-    clock of `Membership.tick`); `kernel` is (UID, epoch in use, owns a bucket, acts).
+    clock of `Membership.tick`); `kernel` is (UID, epoch in use, owns a bucket, acts). `newest` is not
+    membership's: the newest frame of each node, so that the successor takes no older one.
     """
 
     incarnation: int
@@ -98,3 +100,4 @@ class Memory:
     holding: tuple[tuple[bytes, float], ...] = ()
     kernel: tuple[tuple[str, int, bool, bool], ...] = ()
     held: bool = False
+    newest: tuple[Stamp, ...] = ()

@@ -1,11 +1,14 @@
 """Which frames are new: of each node the newest (incarnation, sequence) that was taken, across all kinds.
 
 Owns that number. It is the one place that refuses replays; membership sees each frame once, in rising order
-of a node, and decides by its content. A process that has just started knows nothing: until a node's first own
-frame comes, an old one of it passes, once.
+of a node, and decides by its content. What a process knows at its end its successor begins with, whether that
+goes on as the same incarnation or not: to one that knew nothing, the recorded frames of a dead node showed a
+peer with a lease that acknowledges nothing, before which a living node gives way.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from lbless_api.heartbeat_frame import Stamp
 
@@ -16,8 +19,15 @@ MAX_NODES = 256
 class Freshness:
     """The newest of each node; the one unheard for longest is forgotten when there are too many."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Iterable[Stamp] = ()) -> None:
+        """`known` is what a former process knew."""
         self._newest: dict[bytes, Stamp] = {}
+        for stamp in known:
+            self.admit(stamp)
+
+    def newest(self) -> tuple[Stamp, ...]:
+        """Of each node the newest, the one unheard for longest first."""
+        return tuple(self._newest.values())
 
     def admit(self, stamp: Stamp) -> bool:
         """Whether an authentic frame is newer than all of its node so far; if so, it is the newest now."""

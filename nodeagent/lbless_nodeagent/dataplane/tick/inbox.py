@@ -7,7 +7,7 @@ before its tag is checked, and of a replayed one nothing but whose it is.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -44,12 +44,12 @@ class Inbox:
     """The messages of one wire. `trustworthy` is false while frames were lost or are left, as after a long
     pause in a flood: then that nothing was heard of a peer says nothing about it."""
 
-    def __init__(self, wire: Wire, own: bytes) -> None:
-        """`own` is this node's id."""
+    def __init__(self, wire: Wire, own: bytes, known: Iterable[Stamp] = ()) -> None:
+        """`own` is this node's id; `known` the newest of each node that a former process knew."""
         self.trustworthy = True
         self._wire = wire
         self._own = own
-        self._freshness = Freshness()
+        self._freshness = Freshness(known)
         self._dropped: Counter[str] = Counter()
 
     def take(self, keys: Sequence[bytes]) -> list[Received]:
@@ -60,6 +60,10 @@ class Inbox:
         self._dropped[Drop.FILTERED] += self._wire.refused()
         admitted = [(sender.node, frame) for frame in drained.frames if (sender := self._admit(frame, keys))]
         return [received for frame in self._newest(admitted) if (received := self._read(frame))]
+
+    def newest(self) -> tuple[Stamp, ...]:
+        """The newest frame of each node, for a successor."""
+        return self._freshness.newest()
 
     def dropped(self) -> Mapping[str, int]:
         """How many frames were dropped since the beginning, by why."""

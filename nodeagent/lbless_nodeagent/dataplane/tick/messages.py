@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lbless_api.heartbeat_frame import Stamp
 from lbless_nodeagent.dataplane.membership import Condition, Epoch, Intent, Memory, Times, View
 
 
@@ -33,7 +34,7 @@ class Keys:
 class Attach:
     """Begin a membership on an interface. `resumed` and `lease_end` (boot time, in seconds) where
     a former process of this node is succeeded whose lease still runs; `fenced`: whether the
-    kernel has a lease."""
+    kernel has a lease; `newest`: the newest frame of each node that a former process has taken."""
 
     interface: str
     index: int
@@ -41,6 +42,7 @@ class Attach:
     fenced: bool
     resumed: Memory | None = None
     lease_end: float | None = None
+    newest: tuple[Stamp, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +121,9 @@ class Attached:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The view of an interface has changed, or what a successor would need has. `view.use` holds only what is
-    another than the last time; `unused` are the UIDs that it has no more."""
+    """The view of an interface has changed, or what a successor would need has: of that the newest frames are
+    told every `station.MEMORY_SECONDS`. `view.use` holds only what is another than the last time; `unused` are
+    the UIDs that it has no more."""
 
     interface: str
     view: View

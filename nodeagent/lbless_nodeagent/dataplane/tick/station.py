@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from lbless_api.fields import Invalid
 from lbless_api.heartbeat import EpochPiece, EpochRequest, Heartbeat, Message, clusterip_id, node_id
 from lbless_api.heartbeat_frame import encode
-from lbless_nodeagent.dataplane.membership import Membership, Turn, Use
+from lbless_nodeagent.dataplane.membership import Membership, Memory, Turn, Use
 from lbless_nodeagent.dataplane.tick.exchange import Exchange
 from lbless_nodeagent.dataplane.tick.inbox import Inbox
 from lbless_nodeagent.dataplane.tick.lateness import Lateness
@@ -34,6 +35,9 @@ from lbless_nodeagent.dataplane.tick.messages import (
 from lbless_nodeagent.dataplane.tick.renewal import Lease, Renewal
 from lbless_nodeagent.dataplane.tick.wire import Wire
 
+MEMORY_SECONDS = 10.0
+"""After a crash, recorded frames that are newer than what was told last pass at the successor."""
+
 Send = Callable[[FromTick], None]
 
 
@@ -53,7 +57,7 @@ class Station:
         self.wake = now()
         self._send = send
         self._wire = Wire(attach.interface, attach.index)
-        self._inbox = Inbox(self._wire, node_id(begin.node))
+        self._inbox = Inbox(self._wire, node_id(begin.node), attach.newest)
         self._lease = Lease(attach.interface)
         self._fenced = attach.fenced
         self.membership = Membership(
@@ -76,6 +80,7 @@ class Station:
         self._version = 0
         self._uses: dict[str, Use] = {}
         self._kernel_changed = True
+        self._remember_at = self.wake
         self._sent = self._unsent = self._lapses = 0
         self._valid = False
         self._invalid = 0
@@ -156,7 +161,7 @@ class Station:
         self._valid = valid
         if turn.done:
             self.ended = True
-            self._send(Ended(self.interface, self.membership.memory()))
+            self._send(Ended(self.interface, self._memory()))
 
     def figures(self) -> Figures:
         """What was counted, for people."""
@@ -227,14 +232,18 @@ class Station:
 
     def _show(self, turn: Turn) -> None:
         view = turn.view
-        if view.version == self._version and not self._kernel_changed:
+        if view.version == self._version and not self._kernel_changed and now() < self._remember_at:
             return
         self._version, self._kernel_changed = view.version, False
         changed = {uid: use for uid, use in view.use.items() if self._uses.get(uid) != use}
         unused = tuple(uid for uid in self._uses if uid not in view.use)
         self._uses = dict(view.use)
         told = type(view)(view.version, view.incarnation, view.living, view.held, changed)
-        self._send(Seen(self.interface, told, unused, self.membership.memory()))
+        self._remember_at = now() + MEMORY_SECONDS
+        self._send(Seen(self.interface, told, unused, self._memory()))
+
+    def _memory(self) -> Memory:
+        return replace(self.membership.memory(), newest=self._inbox.newest())
 
 
 def _incarnation(attach: Attach, at: float) -> int:

@@ -1,6 +1,6 @@
 """Runs in a node's namespace: prints CLOCK_MONOTONIC, in seconds, whenever lbless's rules changed.
 
-Started by `bench.latency`, never imported.
+Started by `bench.changes`, never imported.
 """
 
 import select
