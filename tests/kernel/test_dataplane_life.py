@@ -308,7 +308,7 @@ def test_killed_at_any_moment_the_next_run_reaches_what_is_wanted_by_then(
                 dataplane.withdraw(uid)
                 del wanted[uid]
             else:
-                wanted[uid] = f"0-{chance.randint(0, 255)}"
+                wanted[uid] = f"0-{chance.randint(1, 255)}"
                 dataplane.desire(uid, pool[uid], wanted[uid])
             time.sleep(chance.uniform(0, 0.02))
         time.sleep(chance.uniform(0, 0.05 if life % 2 else 1.0))

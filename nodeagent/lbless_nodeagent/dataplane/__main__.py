@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,26 +159,29 @@ def _reconciler(
     times = _times(options)
     _check_capabilities()
     directory: Path = options.state_dir
-    try:
-        for needed in (directory, directory / DESIRED, directory / APPLIED):
-            files.make_directory(needed)
-        # What takes long and touches nothing comes first: a node that is taken over from answers nobody.
-        choice = choose(options.engine, engines(lease=keys is not None))
-        lock = _lock(directory / ".dataplane.lock", stop if options.wait else None)
-    except (files.UnwritableError, files.LockedError) as error:
-        raise Fatal(str(error)) from None
-    try:
+    with ExitStack() as ends:
         try:
-            with _membership(options, choice, keys, times) as (identity, shares):
-                reconciler = _reconciler_of(options, choice, identity, shares)
-                yield reconciler, choice
-                reconciler.close()
-        finally:
-            choice.engine.close()
-    except (EngineError, LinkError, TickEndedError) as error:
-        raise Fatal(str(error)) from None
-    finally:
-        os.close(lock)
+            for needed in (directory, directory / DESIRED, directory / APPLIED):
+                files.make_directory(needed)
+            # What takes long and touches nothing comes first: a node that is taken over from answers nobody, and
+            # its lease may have half a second left.
+            tick = TickProcess(Begin(options.node, times, keys.keys, options.realtime)) if keys else None
+            if tick:
+                ends.callback(tick.close)
+            choice = choose(options.engine, engines(lease=keys is not None))
+            ends.callback(choice.engine.close)
+            ends.callback(os.close, _lock(directory / ".dataplane.lock", stop if options.wait else None))
+            if tick:  # before the lock is let go of
+                ends.callback(tick.close)
+        except (files.UnwritableError, files.LockedError) as error:
+            raise Fatal(str(error)) from None
+        try:
+            identity, shares = _membership(options, choice, tick)
+            reconciler = _reconciler_of(options, choice, identity, shares)
+            yield reconciler, choice
+            reconciler.close()
+        except (EngineError, LinkError, TickEndedError) as error:
+            raise Fatal(str(error)) from None
 
 
 def _lock(path: Path, stop: StopSignal | None) -> int:
@@ -199,29 +202,23 @@ def _lock(path: Path, stop: StopSignal | None) -> int:
         time.sleep(LOCK_POLL_SECONDS)
 
 
-@contextmanager
 def _membership(
-    options: argparse.Namespace, choice: Choice, keys: KeyFile | None, times: Times
-) -> Iterator[tuple[IdentityFile, Shares | None]]:
-    """The incarnations, and with `keys` the tick process."""
+    options: argparse.Namespace, choice: Choice, tick: TickProcess | None
+) -> tuple[IdentityFile, Shares | None]:
+    """The incarnations, and with heartbeats the shares."""
     identity = IdentityFile(options.state_dir)
-    if keys is None:
-        yield identity, None
-        return
+    if tick is None:
+        return identity, None
     boot_id = files.boot_id()
-    tick = TickProcess(Begin(options.node, times, keys.keys, options.realtime))
-    try:
-        ports = Ports(
-            tick,
-            identity,
-            MemoryFile(options.state_dir, boot_id),
-            boot_id,
-            fenced=not choice.report.unfenced,
-            lease_left=choice.engine.lease_left,
-        )
-        yield identity, Shares(options.node, ports)
-    finally:
-        tick.close()
+    ports = Ports(
+        tick,
+        identity,
+        MemoryFile(options.state_dir, boot_id),
+        boot_id,
+        fenced=not choice.report.unfenced,
+        lease_left=choice.engine.lease_left,
+    )
+    return identity, Shares(options.node, ports)
 
 
 def _keys(path: Path) -> KeyFile:

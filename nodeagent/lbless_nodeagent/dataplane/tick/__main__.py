@@ -126,6 +126,9 @@ class Ticker:
                     _tell(station, message)
 
     def _attach(self, attach: Attach) -> None:
+        self._alive_at = (
+            now()
+        )  # it may have waited for another dataplane's end until now, for as long as that took
         self._detach(attach.interface)
         self._say(Attached(attach.interface, attach.incarnation))
         try:
