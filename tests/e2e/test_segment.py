@@ -36,7 +36,8 @@ SERVES = "Serving node"
 UNHEARD_SECONDS = 120
 ANEW = "anew"
 """A ClusterIP that begins where no heartbeat arrives."""
-UNHEARD = """
+UNHEARD = ["--unheard-ms", "8000"]
+FILTER = """
 table bridge lab_unheard {
  chain forward { type filter hook forward priority 0; policy accept; ether type 0x88b5 drop; }
 }
@@ -46,7 +47,7 @@ table bridge lab_unheard {
 @pytest.fixture(scope="module")
 def place() -> Iterator[Site]:
     """Three nodes that share an address; their dataplanes have the capabilities of the chart and no more."""
-    with site("segment", dataplane_wrapper=CHART_CAPABILITIES) as made:
+    with site("segment", dataplane_arguments=UNHEARD, dataplane_wrapper=CHART_CAPABILITIES) as made:
         yield made
 
 
@@ -167,7 +168,7 @@ def test_nodes_that_never_hear_each_other_take_nothing_over_and_say_so(place: Si
         assert lbless.stop(DATAPLANE, node) == 0
     # Else they would go on as those who have heard each other, for whom silence is death.
     Silence().until("the leases to end", lambda: not any(map(leases, lbless.nodes)), timeout_seconds=10)
-    lan.switch.run(["nft", "-f", "-"], stdin=UNHEARD)
+    lan.switch.run(["nft", "-f", "-"], stdin=FILTER)
     try:
         for node in lbless.nodes:
             lbless.start(DATAPLANE, node)

@@ -103,6 +103,11 @@ def _add_times(parser: argparse.ArgumentParser) -> None:
         ("lease", usual.lease, "for so long a node serves that no peer acknowledges, 7 ticks"),
         ("dead", usual.dead, "after so long a silent peer counts as dead, 50 more than the lease"),
         ("hold", usual.hold, "for so long a node may be restarted without losing its share"),
+        (
+            "unheard",
+            usual.unheard,
+            "for so long a node that never heard any other waits for those it is to serve beside",
+        ),
     ):
         parser.add_argument(
             f"--{name}-ms", type=int, metavar="MS", help=f"{what}: {seconds * 1000:.0f} with the usual tick"
@@ -110,7 +115,7 @@ def _add_times(parser: argparse.ArgumentParser) -> None:
 
 
 def _times(options: argparse.Namespace) -> Times:
-    given = {name: getattr(options, f"{name}_ms") for name in ("lease", "dead", "hold")}
+    given = {name: getattr(options, f"{name}_ms") for name in ("lease", "dead", "hold", "unheard")}
     try:
         times = Times.of_tick(options.tick_ms / 1000)
         return replace(times, **{name: ms / 1000 for name, ms in given.items() if ms is not None})

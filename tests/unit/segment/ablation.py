@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lbless_api.heartbeat import Flag, Heartbeat
-from lbless_nodeagent.dataplane.membership import Epoch, Membership
+from lbless_nodeagent.dataplane.membership import Epoch, Membership, Use
 from lbless_nodeagent.dataplane.membership.state import NEVER, Peer, Standing
 
 
@@ -357,10 +359,13 @@ class ActsBesideOwners(Membership):
 
 
 class ActsUnheard(Membership):
-    """10: nobody acts where heartbeats may be filtered."""
+    """10: where heartbeats may be filtered nobody acts, or leaves the others their share."""
 
     def rule10_filtered(self, standing: Standing) -> bool:
         return False
+
+    def rule9_use(self, standing: Standing) -> Use:
+        return replace(super().rule9_use(standing), unheard=False)
 
 
 class HoldsUnacknowledged(Membership):
