@@ -77,7 +77,12 @@ def meddle() -> None:
 
 @pytest.fixture(
     params=[
-        pytest.param((name, lease), id=f"{name}-leased" if lease else name)
+        pytest.param(
+            (name, lease),
+            id=f"{name}-leased" if lease else name,
+            # Its lease is a table of its own, which the rules do not know of (test_fence).
+            marks=[pytest.mark.soak] if lease and name == "iptables" else [],
+        )
         for name in ENGINES
         for lease in (False, True)
     ]

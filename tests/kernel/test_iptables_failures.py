@@ -80,7 +80,14 @@ def outcome_of(step: str, goal: Wanted | None) -> bool:
     return True
 
 
-@pytest.mark.parametrize(("former", "goal"), [(None, AFTER), (BEFORE, AFTER), (BEFORE, None)])
+@pytest.mark.parametrize(
+    ("former", "goal"),
+    [
+        pytest.param(None, AFTER, marks=pytest.mark.soak),
+        (BEFORE, AFTER),
+        pytest.param(BEFORE, None, marks=pytest.mark.soak),
+    ],
+)
 def test_a_child_that_is_killed_at_any_step_leaves_the_old_rules_or_the_new(
     engine: IptablesEngine, former: Wanted | None, goal: Wanted | None
 ) -> None:

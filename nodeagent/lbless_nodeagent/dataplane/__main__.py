@@ -106,7 +106,7 @@ def _add_times(parser: argparse.ArgumentParser) -> None:
         (
             "unheard",
             usual.unheard,
-            "for so long a node that never heard any other waits for those it is to serve beside",
+            "for so long a node that has heard no other waits for the others",
         ),
     ):
         parser.add_argument(
