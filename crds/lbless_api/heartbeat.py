@@ -1,6 +1,7 @@
 """What the nodes of a segment tell each other: the values. Their bytes are `heartbeat_frame`'s.
 
-Owns names and shapes alone. What follows from a heartbeat is membership's.
+Owns names and shapes alone. What follows from a heartbeat is membership's. The parts of which a frame has many are
+tuples: a segment of 16 nodes has each of them read 3,000 a second, and a tuple is made in a third of the time.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from hashlib import sha256
+from typing import NamedTuple
 
 ID_BYTES = 8
 MAX_NUMBER = 2**48 - 1
@@ -47,8 +49,7 @@ class Handover(IntEnum):
     DRAINED = 4
 
 
-@dataclass(frozen=True, slots=True)
-class PeerReport:
+class PeerReport(NamedTuple):
     """The newest frame of a peer of which the sender knows, and when it learnt of it, in ms before this was sent.
 
     `direct`: it heard that frame itself; otherwise another peer's report told of it. `complete`: what the sender
@@ -63,16 +64,14 @@ class PeerReport:
     direct: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """An incarnation that the sender counts dead."""
 
     node: bytes
     incarnation: int
 
 
-@dataclass(frozen=True, slots=True)
-class EpochReport:
+class EpochReport(NamedTuple):
     """Where the sender is with one ClusterIP. `held`: the newest epoch it has; `in_use`: the one its kernel
     follows, 0 for none; `owns` a bucket; `named`: in the epoch in use or the one held; `acting`: it serves,
     or is about to, without an epoch that names a living node. One with `held` 0 tells that it was forgotten."""

@@ -4,7 +4,7 @@ Started by `bench.segment`, never imported: `peers_inside.py INTERFACE KEY_FILE 
 pLAST, whose incarnations are their numbers. They have no kernel: each says at once that it follows what its
 membership has decided. Commands, one a line, are answered by a line:
 
-    learn DIRECTORY   hold the epochs of these files          the number of them, once each has them in use
+    learn DIRECTORY   hold the epochs of what is new there    how many there are, once each has them in use
     silence NODE      say nothing more in its name            when its last frame went (CLOCK_MONOTONIC)
     heard             what came by the wire since last time   seconds, frames, bytes of the largest one
 """
@@ -73,6 +73,7 @@ class Segment:
         begins, step = now(), TICK_SECONDS / len(numbers)
         self._nodes = {f"p{i}": Node(f"p{i}", i, begins + step * k) for k, i in enumerate(numbers)}
         self._unlearnt: deque[Epoch] = deque()
+        self._known: set[Path] = set()
         self._learning = 0
         self._heard_since, self._sizes = time.monotonic(), [0]
 
@@ -100,9 +101,10 @@ class Segment:
 
     def _obey(self, command: str, argument: str = "") -> None:
         if command == "learn":
-            for path in sorted(Path(argument).glob("*.json")):
+            for path in set(Path(argument).glob("*.json")) - self._known:
+                self._known.add(path)
                 self._unlearnt.append(epoch_of(parse_clusterip(files.read_json(path))))
-            self._learning = len(self._unlearnt)
+            self._learning = len(self._known)
         elif command == "silence":
             print(self._nodes.pop(argument).sent_at, flush=True)
         elif command == "heard":

@@ -8,6 +8,7 @@ real ones, one of which is killed.
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ from lbless_nodeagent.dataplane.membership import Use, View, epoch_of, owned
 from unit.stateobjects import clusterip, desired_json
 
 ADDRESSES, NODES, BUCKETS = 1000, 16, 16
+AT_ONCE = 50
 ROUNDS, IDLE_SECONDS = 5, 30.0
 FIRST = IPv4Address("10.80.16.0")
 SETTLE_SECONDS = 60.0
@@ -59,7 +61,9 @@ def _one_among_peers() -> Iterator[Row]:
         given = [
             {name: str((number + i) % BUCKETS) for i, name in enumerate(names)} for number in range(ADDRESSES)
         ]
-        peers.learn(measured.fill(given, lives))
+        # An epoch that not all have within 0.45 s has those act who have it; the peers learn slower than nodes do.
+        for count in range(AT_ONCE, ADDRESSES + 1, AT_ONCE):
+            peers.learn(measured.fill(given[:count], lives, since=count - AT_ONCE))
         measured.await_owned(given, lives)
         time.sleep(2)  # a span: what the start has left to do is not rest
         peers.heard()
@@ -95,7 +99,7 @@ def _three() -> Iterator[Row]:
             lives = {node.name: node.incarnation for node in nodes}
             given = [{"n1": "0-4", "n2": "5-9", "n3": "10-15"} for _ in range(ADDRESSES)]
             for node in nodes:
-                node.fill(given, lives)
+                node.fill(given, lives, epoch=number + 1)
             for node in nodes:
                 node.await_owned(given, lives)
             time.sleep(3)  # a span: the takeover finds them at rest
@@ -122,7 +126,6 @@ class _Measured:
         key_file = directory / "key"
         key_file.write_text(f"{KEY}\n")
         self.plane = Dataplane(host, directory, host.name, ("--key-file", str(key_file)))
-        self._epoch = 0
         self.plane.complete()
         self.plane.start()
         self._changes = Changes(host)
@@ -135,15 +138,16 @@ class _Measured:
     def end(self) -> None:
         """Stop what runs."""
         self._changes.close()
-        if self.plane.process:
+        if self.plane.process and self.plane.process.poll() is None:
             self.plane.kill()
 
-    def fill(self, given: Sequence[Shares], lives: Mapping[str, int]) -> Path:
-        """Write the next epoch of every ClusterIP; return where."""
-        self._epoch += 1
-        for number, shares_of_one in enumerate(given):
+    def fill(
+        self, given: Sequence[Shares], lives: Mapping[str, int], *, epoch: int = 1, since: int = 0
+    ) -> Path:
+        """Write an epoch of every ClusterIP, but not of the first ones before `since`; return where."""
+        for number, shares_of_one in enumerate(given[since:], since):
             value = desired_json(
-                *_names(number), shares_of_one, epoch=self._epoch, incarnations=lives, buckets=BUCKETS
+                *_names(number), shares_of_one, epoch=epoch, incarnations=lives, buckets=BUCKETS
             )
             files.write_json(self.plane.desired / f"{_names(number)[0]}.json", value, durable=False)
         complete = render_complete(files.boot_id(), (_names(number)[0] for number in range(len(given))))
@@ -220,6 +224,8 @@ class _Peers:
         assert self._process.stdout is not None
         self._process.stdin.write(f"{command}\n")
         self._process.stdin.flush()
+        if not select.select([self._process.stdout], [], [], SETTLE_SECONDS)[0]:
+            raise LabError(f"the peers do not come to an end with `{command}`")
         return self._process.stdout.readline()
 
 

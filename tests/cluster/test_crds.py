@@ -7,6 +7,7 @@ import pytest
 from lab.controlplane import ControlPlane
 from lab.errors import LabError
 from lab.rest import APPLY_PATCH
+from lbless_api.heartbeat import MAX_NUMBER
 from lbless_api.segment import Condition, Peer, SegmentReport, parse_segment, render_segment
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
@@ -212,7 +213,7 @@ def reporting(control_plane: ControlPlane):
 
 
 def test_what_a_node_says_of_its_segment_is_kept_as_it_is_and_an_empty_list_is_not_lost(reporting):
-    said = SegmentReport(frozenset({Condition.HELD}), (Peer("n2", 2**63 - 1),), (Peer("#" + "0f" * 8, 1),))
+    said = SegmentReport(frozenset({Condition.HELD}), (Peer("n2", MAX_NUMBER),), (Peer("#" + "0f" * 8, 1),))
     assert parse_segment(reporting(**render_segment(said)), "interfaces") == said
     assert parse_segment(reporting(**render_segment(SegmentReport())), "interfaces") == SegmentReport()
     assert parse_segment(reporting(), "interfaces") is None

@@ -70,10 +70,10 @@ def test_the_frames_on_file_are_still_what_is_sent_and_understood(name):
 
 def test_the_layout_is_the_documented_one():
     peer = PeerReport(b"peer-id8", 0x0102_0304_0506, 0x11_1213_1415, 0x2122, complete=True, direct=False)
-    other = replace(peer, age_ms=0x3132, complete=False, direct=True)
+    other = peer._replace(age_ms=0x3132, complete=False, direct=True)
     verdict = Verdict(b"dead-id8", 0x3132_3334_3536)
     epoch = EpochReport(b"clusip-8", 0x4142_4344_4546, 0x5152_5354_5556, owns=True, named=False, handover=3)
-    another = replace(epoch, owns=False, named=True, handover=4, acting=True)
+    another = epoch._replace(owns=False, named=True, handover=4, acting=True)
     message = Heartbeat(
         b"node-id8",
         0x6162_6364_6566,
@@ -204,8 +204,8 @@ PEER = PeerReport(node_id("n2"), 1, 1, 1)
         replace(ALONE, group_size=256),
         replace(ALONE, digest=1 << 24),
         replace(ALONE, digest=-1),
-        replace(ALONE, peers=(replace(PEER, sequence=-1),)),
-        replace(ALONE, peers=(replace(PEER, age_ms=-1),)),
+        replace(ALONE, peers=(PEER._replace(sequence=-1),)),
+        replace(ALONE, peers=(PEER._replace(age_ms=-1),)),
         replace(ALONE, peers=(PEER,) * 65),
         replace(ALONE, verdicts=(Verdict(b"?", 1),)),
         replace(ALONE, epochs=(EpochReport(b"eightbyt", 2**48, 0, False, False),)),
@@ -233,9 +233,9 @@ def test_more_peers_than_a_segment_has_are_refused_though_there_is_room_for_anot
 
 def test_an_age_that_no_frame_can_hold_is_very_old():
     for age_ms in (0x3FFF, 0x4000, 10**9):
-        peer = replace(PEER, age_ms=age_ms, complete=False, direct=False)
+        peer = PEER._replace(age_ms=age_ms, complete=False, direct=False)
         said = decode(encode(replace(ALONE, peers=(peer,)), KEY), (KEY,))
-        assert said.peers == (replace(peer, age_ms=0x3FFF),)
+        assert said.peers == (peer._replace(age_ms=0x3FFF),)
 
 
 @pytest.mark.parametrize(("nodes", "epochs"), [(2, 62), (3, 61), (16, 48), (64, 0)])
@@ -259,13 +259,13 @@ def test_a_frame_of_64_nodes_without_a_verdict_still_reports_an_epoch():
 def test_a_report_that_differs_in_anything_has_another_mark_and_every_mark_fits_into_a_frame():
     report = EpochReport(b"eightbyt", 3, 2, owns=True, named=False)
     others = (
-        replace(report, held=4),
-        replace(report, in_use=3),
-        replace(report, owns=False),
-        replace(report, named=True),
-        replace(report, handover=Handover.DRAIN),
-        replace(report, acting=True),
-        replace(report, clusterip=b"EIGHTBYT"),
+        report._replace(held=4),
+        report._replace(in_use=3),
+        report._replace(owns=False),
+        report._replace(named=True),
+        report._replace(handover=Handover.DRAIN),
+        report._replace(acting=True),
+        report._replace(clusterip=b"EIGHTBYT"),
     )
     marks = {one.mark() for one in (report, *others)}
     assert len(marks) == len(others) + 1

@@ -211,7 +211,7 @@ def test_a_lease_reaches_as_far_as_the_oldest_acknowledgement():
         driver.sequence += 1
         now = PeerReport(A, 1, driver.machine.sequence, 0)
         driver.machine.heard(beat(B, driver.sequence, peers=(now,)), driver.now)
-        driver.machine.heard(beat(C, driver.sequence, peers=(replace(now, sequence=sequence),)), driver.now)
+        driver.machine.heard(beat(C, driver.sequence, peers=(now._replace(sequence=sequence),)), driver.now)
         driver.tick()
     assert driver.turn.lease_end == pytest.approx(full + 0.1, abs=0.01)
 

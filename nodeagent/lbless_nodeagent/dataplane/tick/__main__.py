@@ -14,7 +14,6 @@ import select
 import signal
 import socket
 import sys
-from time import sleep
 
 from lbless_nodeagent.dataplane.channel import Channel, Closed
 from lbless_nodeagent.dataplane.membership import Intent
@@ -38,8 +37,10 @@ from lbless_nodeagent.dataplane.tick.messages import (
 from lbless_nodeagent.dataplane.tick.packetsocket import WireError
 from lbless_nodeagent.dataplane.tick.station import Station, now
 
-REST_SECONDS = 0.005
-"""Between two drainings: whatever arrives, the process runs at most so often."""
+RESTS_A_TICK = 5
+"""Between two drainings is so much of a TICK: whatever arrives, the process runs no more often for it. Each frame
+has the kernel's time of arrival, so that a rest delays what is made known, and judges nobody.
+Among 16 nodes with a TICK of 100 ms, a rest of 5 ms instead of 20 takes a third more of a core."""
 MESSAGES_AT_ONCE = 64
 FIGURES_SECONDS = 1.0
 STUCK_SECONDS = 5.0
@@ -57,9 +58,12 @@ class Ticker:
     def __init__(self, channel: Channel, begin: Begin) -> None:
         self._channel, self._begin, self._keys = channel, begin, begin.keys
         self._stations: dict[str, Station] = {}
+        self._rest = begin.times.tick / RESTS_A_TICK
         self._stopping: Intent | None = None
         self._poll = select.poll()
         self._poll.register(channel.fileno(), select.POLLIN)
+        self._resting = select.poll()
+        self._resting.register(channel.fileno(), select.POLLIN)
         self._alive_at = self._figures_at = now()
 
     def run(self) -> None:
@@ -88,16 +92,14 @@ class Ticker:
                 self._channel.flush()
 
     def _await(self, drained_at: float) -> None:
-        """Wait for the next wake-up, but not less than a rest."""
-        rest = drained_at + REST_SECONDS - now()
-        if rest > 0:
-            sleep(rest)
-        if self._channel.has_more:
+        """Wait for the next wake-up. What arrives by a wire waits for the end of a rest, all else does not."""
+        wake = min((s.wake for s in self._stations.values() if s.begun), default=self._figures_at)
+        wake = min(wake, self._figures_at)
+        rest = min(drained_at + self._rest, wake) - now()
+        if self._channel.has_more or (rest > 0 and self._resting.poll(rest * 1000)):
             return
         wanted = select.POLLIN | select.POLLOUT if self._channel.is_blocked else select.POLLIN
         self._poll.modify(self._channel.fileno(), wanted)
-        wake = min((s.wake for s in self._stations.values() if s.begun), default=self._figures_at)
-        wake = min(wake, self._figures_at)
         # Rounded up: a poll that ends before the time would only be another one.
         self._poll.poll(max(0.0, wake - now()) * 1000 + 0.9)
 

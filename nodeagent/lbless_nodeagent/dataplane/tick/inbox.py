@@ -57,7 +57,6 @@ class Inbox:
         drained = self._wire.drain()
         self.trustworthy = not drained.lost and not drained.behind
         self._dropped[Drop.OVERFLOW] += drained.lost
-        self._dropped[Drop.FILTERED] += self._wire.refused()
         admitted = [(sender.node, frame) for frame in drained.frames if (sender := self._admit(frame, keys))]
         return [received for frame in self._newest(admitted) if (received := self._read(frame))]
 
@@ -67,6 +66,7 @@ class Inbox:
 
     def dropped(self) -> Mapping[str, int]:
         """How many frames were dropped since the beginning, by why."""
+        self._dropped[Drop.FILTERED] += self._wire.refused()
         return +self._dropped
 
     def _admit(self, frame: Arrived, keys: Sequence[bytes]) -> Stamp | None:
@@ -85,6 +85,8 @@ class Inbox:
 
     def _newest(self, admitted: list[tuple[bytes, Arrived]]) -> list[Arrived]:
         """Leave out what is more than PER_NODE of a node, the oldest of it."""
+        if len(admitted) <= PER_NODE:
+            return [frame for _, frame in admitted]
         excess = Counter(node for node, _ in admitted)
         excess.subtract(dict.fromkeys(excess, PER_NODE))
         kept = []

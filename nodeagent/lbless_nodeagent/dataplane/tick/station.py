@@ -138,8 +138,12 @@ class Station:
         return bool(received)
 
     def turn(self, key: bytes) -> None:
-        """Decide, and do what was decided."""
+        """Decide, and do what was decided; nothing where neither time nor what has arrived decides anything."""
         began = now()
+        if began < self.wake and not (
+            self.membership.stirred or self._kernel_changed or self._exchange.has_more
+        ):
+            return
         turn = self.membership.tick(began)
         if turn.lease_end is None or not self._fenced:
             self._end_lease()
