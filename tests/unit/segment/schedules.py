@@ -8,6 +8,9 @@ from unit.segment.world import BUCKETS, Lan, World
 
 # Two nodes of which one is not heard, restarting, cannot know of each other: such a fault is not combined.
 _ALONE = ("one-way", "send failure", "receive failure", "not heard", "filtered", "identity", "replayed")
+MEETING_SECONDS = 0.005
+"""What a search may find: two sides that knew nothing of each other meet with an epoch under way (docs/failover.md)."""
+
 COMBINED: tuple[Scenario, ...] = tuple(
     one
     for one in SCENARIOS
