@@ -34,7 +34,7 @@ from lbless_nodeagent.dataplane.membership import Use, View, epoch_of, owned
 from unit.stateobjects import clusterip, desired_json
 
 ADDRESSES, NODES, BUCKETS = 1000, 16, 16
-AT_ONCE = 50
+AT_ONCE = 20
 ROUNDS, IDLE_SECONDS = 5, 30.0
 FIRST = IPv4Address("10.80.16.0")
 SETTLE_SECONDS = 60.0

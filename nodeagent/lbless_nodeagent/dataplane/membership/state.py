@@ -62,7 +62,7 @@ class Peer:
 
     def says(self, flags: Flag) -> bool:
         """Whether its newest frame says any of these."""
-        return bool(self.flags & flags)
+        return int.__and__(self.flags, flags) != 0  # a tenth of what `&` of enumerations costs
 
 
 @dataclass(slots=True)
