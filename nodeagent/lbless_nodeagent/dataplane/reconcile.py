@@ -181,12 +181,15 @@ class Reconciler:
         own = self._own(network, self._addresses.shared)
         found = self._interfaces(own)
         counted = self._counted(desired, found)
+        self._go_on()
         pod_cidrs = self._pod_cidrs_of(desired.node) if desired.node else self.programming.local_sources
         decision = self._decider.decide(counted, found, self._taken(network, own, pod_cidrs))
         orphans = self._unexplained(desired, counted)
         wanted = {**self._decider.wanted, **orphans} if orphans else self._decider.wanted
         problems = self._keep(decision, desired)
+        self._go_on()
         settled, refused = self._act(wanted, pod_cidrs)
+        self._go_on()
         self._count_repairs(settled, decision, counted)
         failures = self._failures(decision, desired, counted, settled, refused)
         problems += self._drop(decision, desired, counted)
@@ -209,6 +212,11 @@ class Reconciler:
             interfaces=self._described(found),
             retry_at=time.monotonic() if outdated else self._retry_at(troubled=bool(troubled)),
         )
+
+    def _go_on(self) -> None:
+        """Tell the tick process that this one does its work: the first pass of a thousand addresses takes seconds."""
+        if self.shares:
+            self.shares.ports.alive()
 
     def _counted(self, desired: Desired, found: tuple[Interface, ...]) -> Mapping[str, ClusterIP]:
         """The ClusterIPs that count, each as it is to be followed now."""
@@ -254,6 +262,7 @@ class Reconciler:
         stuck = self._addresses.withdraw(wanted)
         kept = {ip: vip for ip, vip in self.programming.installed.items() if ip in stuck} if stuck else {}
         refused = self.programming.program({**wanted, **kept} if kept else wanted, local_sources, now)
+        self._go_on()
         # Only an address that has its rules may be on a link: without them it would answer every packet.
         places = self._held(wanted)
         settled = self._addresses.settle(places)
