@@ -114,6 +114,7 @@ def test_a_child_that_is_killed_at_any_step_leaves_the_old_rules_or_the_new(
     assert step > LINES + 8
 
 
+@pytest.mark.soak
 def test_a_probe_that_is_killed_at_any_step_leaves_nothing_that_the_next_minds(
     engine: IptablesEngine,
 ) -> None:

@@ -56,8 +56,13 @@ class Installation:
         *,
         dataplane_arguments: Sequence[str] = (),
         dataplane_wrapper: Sequence[str] = (),
+        heartbeats: bool = True,
     ) -> None:
-        """Plan it; every dataplane is started with `dataplane_arguments`, by the program `dataplane_wrapper`."""
+        """Plan it; every dataplane is started with `dataplane_arguments`, by the program `dataplane_wrapper`.
+
+        Without `heartbeats` it has no key file, and no node takes over from another by itself.
+        """
+        self.heartbeats = heartbeats
         self.dataplane_arguments = tuple(dataplane_arguments)
         self.dataplane_wrapper = tuple(dataplane_wrapper)
         self.lan = lan
@@ -104,8 +109,8 @@ class Installation:
         command: list[str] = [str(PROGRAMS / program), *arguments]
         environment = {}
         if program == DATAPLANE:
-            command = [*self.dataplane_wrapper, *command, "--key-file", str(self.key_file)]
-            command += self.dataplane_arguments
+            keys = ["--key-file", str(self.key_file)] if self.heartbeats else []
+            command = [*self.dataplane_wrapper, *command, *keys, *self.dataplane_arguments]
         else:
             bound = host.name if program == SYNC else None
             account = OPERATOR if program == OPERATOR else "lbless-node"
