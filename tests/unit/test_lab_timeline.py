@@ -1,5 +1,6 @@
 """The picture of a takeover is made from its record alone, and any record makes a well-formed one."""
 
+from pathlib import Path
 from xml.etree import ElementTree
 
 from hypothesis import given
@@ -45,3 +46,9 @@ def test_a_picture_has_a_dot_for_each_attempt_and_says_each_mark(record):
     said = [text.text or "" for text in picture.iter(f"{SVG}text")]
     for mark in record.marks:
         assert any(mark.what in one for one in said)
+
+
+def test_the_picture_of_the_documentation_is_that_of_its_record() -> None:
+    root = Path(__file__).parents[2]
+    shown = timeline.from_json((root / "tests/vectors/failover-takeover.json").read_text())
+    assert (root / "docs/failover.svg").read_text() == timeline.svg(shown)
