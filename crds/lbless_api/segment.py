@@ -70,6 +70,11 @@ class SegmentReport:
     dead: tuple[Peer, ...] = ()
 
     @property
+    def only_listens(self) -> bool:
+        """Whether it is about to take part, and nothing else is said."""
+        return self.conditions == {Condition.LISTENING}
+
+    @property
     def is_reliable(self) -> bool:
         """Whether it may serve, and its verdicts count."""
         return self.conditions.isdisjoint(UNRELIABLE)

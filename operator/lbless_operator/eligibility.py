@@ -128,8 +128,13 @@ def judge(
     named: bool,
     incarnation: int = 0,
     segment: Segment = SILENT,
+    first: bool = False,
 ) -> Verdict:
-    """Return the verdict on one node; `named` says whether the present assignment names it, in `incarnation`."""
+    """Return the verdict on one node; `named` says whether the present assignment names it, in `incarnation`.
+
+    `first`: nothing is assigned yet. Who listens is then given its share at once: nobody can have it already, and the
+    epoch comes into use when it has listened.
+    """
     node = candidate.node
     interface = choose(spec, candidate.report)
     seat = interface if interface and interface.segment else None
@@ -160,7 +165,8 @@ def judge(
         cause = Cause.ENGINE_INCAPABLE if detail else cause
     if cause is None and interface:
         # A new life gets nothing before it may serve; one that has its share keeps it through a bad moment.
-        keeps = named and life == incarnation
+        listens = seat is not None and seat.segment is not None and seat.segment.only_listens
+        keeps = (named and life == incarnation) or (first and listens)
         if over or (seat and seat.segment and not seat.segment.is_reliable and not keeps):
             standing = Standing.PINNED if named else Standing.OUT
             return Verdict(node.name, standing, Cause.JOINING, selected=selected, seat=seat)

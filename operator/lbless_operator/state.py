@@ -222,6 +222,7 @@ class State:
                     named=candidate.name in named,
                     incarnation=named.get(candidate.name, 0),
                     segment=segment,
+                    first=not named,
                 )
                 for candidate in (*candidates, *extra)
             )

@@ -206,6 +206,18 @@ def test_after_a_power_cut_the_plan_starts_from_those_that_act():
     assert all(a.incarnation == 2 for a in after.assignments if a.node != "c")
 
 
+def test_who_listens_is_given_a_share_at_once_where_nothing_was_ever_assigned():
+    scenario = Scenario("a", "b", "c", buckets=256)
+    for name, conditions in (("a", {Condition.LISTENING}), ("b", set()), ("c", {Condition.DEAF})):
+        report = SegmentReport(frozenset(conditions))
+        scenario.learn(objects.agent(name, scenario.next(), incarnation=7, segment=report))
+    first = scenario.step().status
+    assert {a.node: (a.incarnation, len(a.buckets)) for a in first.assignments} == {
+        "a": (7, 128),
+        "b": (7, 128),
+    }
+
+
 def test_of_two_halves_the_larger_is_followed_and_the_other_is_degraded():
     scenario = OnSegment("a", "b", "c")
     scenario.says("c", "", "ab")
