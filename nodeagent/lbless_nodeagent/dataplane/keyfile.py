@@ -100,7 +100,9 @@ def _key(written: str, where: str) -> bytes:
         try:
             key = b64decode(written, validate=True)
         except ValueError:
-            raise Invalid(f"{where} is neither hexadecimal digits nor base64.") from None
+            raise Invalid(
+                f"{where} is neither hexadecimal digits nor base64: write one with `openssl rand -hex 32`."
+            ) from None
     if not MIN_KEY_BYTES <= len(key) <= MAX_KEY_BYTES:
         raise Invalid(
             f"{where} has {len(key)} bytes: a key has {MIN_KEY_BYTES} to {MAX_KEY_BYTES} bytes, best 32."

@@ -36,11 +36,6 @@ class TickProcess:
         self._channel = Channel(ours)
         self.send(begin)
 
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._child.pid
-
     def fileno(self) -> int:
         """For poll()."""
         return self._channel.fileno()

@@ -35,7 +35,8 @@ from lbless_nodeagent.dataplane.tick.messages import (
     Told,
 )
 from lbless_nodeagent.dataplane.tick.packetsocket import WireError
-from lbless_nodeagent.dataplane.tick.station import Station, now
+from lbless_nodeagent.dataplane.tick.station import Station
+from lbless_nodeagent.files import boottime_seconds as now
 
 RESTS_A_TICK = 5
 """Between two drainings is so much of a TICK: whatever arrives, the process runs no more often for it. Each frame

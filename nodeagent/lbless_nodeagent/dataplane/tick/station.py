@@ -34,16 +34,12 @@ from lbless_nodeagent.dataplane.tick.messages import (
 )
 from lbless_nodeagent.dataplane.tick.renewal import Lease, Renewal
 from lbless_nodeagent.dataplane.tick.wire import Wire
+from lbless_nodeagent.files import boottime_seconds as now
 
 MEMORY_SECONDS = 10.0
 """After a crash, recorded frames that are newer than what was told last pass at the successor."""
 
 Send = Callable[[FromTick], None]
-
-
-def now() -> float:
-    """Seconds since boot, which go on while the machine sleeps: the clock of membership."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Station:
