@@ -309,6 +309,13 @@ class GainsAtOnce(Membership):
         return False
 
 
+class GainsUnheard(Membership):
+    """9: where nobody hears anybody, gaining waits for DEAD."""
+
+    def rule9_minds(self, peer: Peer) -> bool:
+        return peer.shown
+
+
 class HeldNotAwaited(Membership):
     """9: gaining waits for those that hold, too, and DEAD for those that it does not hear."""
 

@@ -34,6 +34,7 @@ CASES: dict[type[Membership], tuple[str, int, int]] = {
     ablation.EpochOfTheDead: ("power cut, no API", 3, 0),
     ablation.NoExchange: ("epochs from a peer", 3, 0),
     ablation.GainsAtOnce: ("epochs at different times", 3, 0),
+    ablation.GainsUnheard: ("heartbeats filtered, epochs", 2, 0),
     ablation.HeldNotAwaited: ("hold amid an epoch", 3, 0),
     ablation.HeldTakeOver: ("hold and crash of another", 3, 0),
     ablation.NoActing: ("power cut, no API", 2, 0),

@@ -135,6 +135,14 @@ SCENARIOS = (
     Scenario("replayed frames and crash", faults.replayed, 0, 0.8),
     Scenario("identity lost", changes.identity_lost, 0, 0.05),
     Scenario("heartbeats filtered from the start", faults.long_wait, 0, 0.05, begin=faults.filtered),
+    Scenario(
+        "heartbeats filtered, epochs",
+        faults.long_wait_and_epochs,
+        0,
+        0.05,
+        newest=True,
+        begin=faults.filtered,
+    ),
     Scenario("many epochs, 33% loss", changes.epochs_lossy, 0, 0.5, newest=True, clusterips=12),
     Scenario("one-way cut, epoch", changes.crash_of_one_way, 0, 1.0, newest=True, nodes=(3, 5)),
 )

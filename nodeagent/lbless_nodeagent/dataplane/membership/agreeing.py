@@ -158,7 +158,7 @@ class Agreeing(Leasing):
             report = standing.reports.get(peer.node)
             if report and report.owns and report.in_use > standing.in_use and self.rule9_owner_ahead():
                 return False
-            if peer.shown and self._may_have(standing, peer, report):
+            if self.rule9_minds(peer) and self._may_have(standing, peer, report):
                 shown = report.in_use if report else -1
                 if shown < standing.in_use and self.rule9_wait(standing, peer):
                     return False
@@ -168,10 +168,14 @@ class Agreeing(Leasing):
         """Whether a peer takes over nothing, because its process may be away."""
         return peer.says(Flag.HELD)
 
+    def rule9_minds(self, peer: Peer) -> bool:
+        """One that only an epoch names may have buckets where nobody hears anybody."""
+        return peer.shown or not self.ever_heard
+
     def rule9_wait(self, standing: Standing, peer: Peer) -> bool:
         """Gaining waits for each living peer that may have the buckets and shows an older epoch.
 
-        One that this node itself does not hear, though others do, it cannot wait for: then it gives it DEAD
+        One that this node itself does not hear, though others may, it cannot wait for: then it gives it DEAD
         to follow the epoch. A silent one that holds is heard, for that long.
         """
         unheard = self.now - peer.heard > self.silence_allowed(peer)
