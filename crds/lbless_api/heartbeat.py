@@ -28,7 +28,8 @@ def clusterip_id(uid: str) -> bytes:
 
 class Flag(IntFlag):
     """What the sender is at the moment. `VALID`: its lease runs. `UNFENCED`: its kernel has no lease, so
-    that nobody may count it dead by its silence; the operator moves its buckets."""
+    that nobody may count it dead by its silence; the operator moves its buckets. `URGENT`: something has changed
+    that a receiver should know at once; it may leave any other heartbeat unread until its own next one is due."""
 
     LISTENING = 1
     DEAF = 2
@@ -37,6 +38,7 @@ class Flag(IntFlag):
     HELD = 16
     VALID = 32
     UNFENCED = 64
+    URGENT = 128
 
 
 class Handover(IntEnum):

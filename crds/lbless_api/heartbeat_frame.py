@@ -12,7 +12,7 @@ long, and bit 0 is the lowest.
     16  u40    sequence (milliseconds since boot: enough for 34 years)
 
     heartbeat  after the head                  peer report           21 bytes
-    21  u8     flags                            0  8    node id
+    21  u8     flags (bit 7: urgent)            0  8    node id
     22  u16    lease, ms                        8  u48  incarnation
     24  u16    hold, ms                        14  u40  sequence
     26  u8     group size                      19  u16  bit 15: complete, 14: direct,
@@ -114,6 +114,8 @@ _NUMBERED = struct.Struct("!8sHI")  # a verdict, or a wanted epoch
 _EPOCH = struct.Struct("!8sHIHIB")
 _PIECE = struct.Struct("!8sHIBB")
 
+KIND_AT, FLAGS_AT = 1, _HEAD.size
+"""Where a frame has its kind, and a heartbeat its flags, a byte each."""
 _RECORDS_AT = _HEAD.size + _HEARTBEAT.size
 _DATA_AT = _HEAD.size + _PIECE.size
 HEARTBEAT_BYTES = _RECORDS_AT + TAG_BYTES
@@ -296,7 +298,7 @@ def _heartbeat(payload: bytes, sender: Stamp) -> Heartbeat:
     verdicts_at = _RECORDS_AT + peer_count * PEER_BYTES
     epochs_at = verdicts_at + verdict_count * VERDICT_BYTES
     end = len(payload) - TAG_BYTES
-    if epochs_at > end or (end - epochs_at) % EPOCH_BYTES or flags & ~_ALL_FLAGS or peer_count > MAX_PEERS:
+    if epochs_at > end or (end - epochs_at) % EPOCH_BYTES or peer_count > MAX_PEERS:
         raise Refused(Reason.MALFORMED)
     peers = _PEER.iter_unpack(payload[_RECORDS_AT:verdicts_at])
     verdicts = _NUMBERED.iter_unpack(payload[verdicts_at:epochs_at])

@@ -17,7 +17,7 @@ import pytest
 
 from kernel import segment
 from kernel.rawpackets import MULTICAST_MAC, ethernet, ipv4
-from lbless_api.heartbeat import Message, node_id
+from lbless_api.heartbeat import Flag, Message, node_id
 from lbless_api.heartbeat_frame import MAX_BYTES, MIN_BYTES, encode
 from lbless_nodeagent.dataplane.tick.filters import ETHERTYPE, GROUP
 from lbless_nodeagent.dataplane.tick.inbox import PER_NODE, Inbox, Received
@@ -282,12 +282,40 @@ def test_an_interface_that_goes_down_says_so_and_is_the_same_when_it_is_up_again
     await_traffic(bridged.two, bridged.one)
 
 
+@pytest.mark.parametrize(
+    ("name", "flags", "rings"),
+    [
+        ("heartbeat-of-three", Flag.VALID, False),
+        ("heartbeat-largest-values", ~Flag.URGENT, False),
+        ("heartbeat-of-three", Flag.VALID | Flag.URGENT, True),
+        ("heartbeat-alone", Flag.URGENT, True),
+        ("epoch-request", None, True),
+        ("epoch-piece", None, True),
+    ],
+)
+def test_the_bell_rings_for_what_is_urgent_until_it_is_taken(bridged, name, flags, rings):
+    one, two = bridged.one, bridged.two
+    message = GOLDEN[name] if flags is None else replace(GOLDEN[name], flags=flags)
+    arrived, bell = select.poll(), select.poll()
+    arrived.register(two.wire.fileno(), select.POLLIN)
+    bell.register(two.wire.bell, select.POLLIN)
+    for _ in range(2):
+        assert not bell.poll(0)
+        for _ in range(20):
+            assert one.wire.send(encode(message, KEY)) == 0
+        assert arrived.poll(1000)
+        assert bool(bell.poll(20)) is rings
+        assert len(gather(lambda: two.wire.drain().frames, lambda found: len(found) >= 20)) == 20
+        two.wire.drain()  # the last frame may have rung after it was read
+
+
+@pytest.mark.parametrize("bell", [False, True])
 @pytest.mark.parametrize("renamed", [False, True])
-def test_an_interface_that_is_gone_stays_gone_though_another_has_its_name(bridged, renamed):
+def test_an_interface_that_is_gone_stays_gone_though_another_has_its_name(bridged, renamed, bell):
     wire = bridged.one.wire
     index = if_nametoindex("eth1")
     watching = select.poll()
-    watching.register(wire.fileno(), select.POLLIN)
+    watching.register(wire.bell if bell else wire.fileno(), select.POLLIN)
     if renamed:
         for change in (("down",), ("name", "eth9"), ("up",)):
             segment.run("ip", "link", "set", "eth9" if change == ("up",) else "eth1", *change)

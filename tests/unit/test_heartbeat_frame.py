@@ -166,7 +166,6 @@ def test_any_of_the_keys_verifies_so_that_keys_can_be_exchanged():
     [
         ("heartbeat-of-three", 1, 0, Reason.KIND),
         ("heartbeat-of-three", 1, 4, Reason.KIND),
-        ("heartbeat-of-three", 21, 0x80, Reason.MALFORMED),  # a flag that nobody knows
         ("heartbeat-of-three", 38, 9, Reason.MALFORMED),  # more peers than are there
         ("heartbeat-of-three", 39, 255, Reason.MALFORMED),
         ("heartbeat-of-three", 39, 0, Reason.MALFORMED),  # the epochs are a verdict longer than they can be
@@ -198,7 +197,7 @@ PEER = PeerReport(node_id("n2"), 1, 1, 1)
         replace(ALONE, incarnation=MAX_NUMBER + 1),
         replace(ALONE, incarnation=-1),
         replace(ALONE, sequence=MAX_SEQUENCE + 1),
-        replace(ALONE, flags=Flag(128)),
+        replace(ALONE, flags=Flag(256)),
         replace(ALONE, lease_ms=0x10000),
         replace(ALONE, hold_ms=-1),
         replace(ALONE, group_size=256),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lbless_api.buckets import BucketSet
-from lbless_api.heartbeat import Heartbeat, node_id
+from lbless_api.heartbeat import Flag, Heartbeat, node_id
 from lbless_nodeagent.dataplane.membership import Epoch, Intent, Membership, Memory, View, follow
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ class Node:
         self.life = 0
         """Counts processes: an event of a former one is none of the present one."""
         self.woken: float | None = None
+        self.drained = 0.0
+        self.calm = False
+        """Whether only urgent frames wake it."""
 
     # The clock
 
@@ -81,6 +84,7 @@ class Node:
         )
         self.incarnation = self.machine.incarnation
         self.view, self.applying, self.paused, self.socket = View(), False, False, []
+        self.calm = False
         self.programming_stuck = False
         self.note(f"starts as incarnation {self.incarnation}{' again' if runs else ''}")
         for epochs in self.documents.values():
@@ -196,8 +200,9 @@ class Node:
         del self.socket[:-2000]
         if self.frozen:
             del self.socket[:-20]
-        elif heartbeat is not None:
-            self.wake_at(self.clock())
+        elif heartbeat is not None and (not self.calm or Flag.URGENT in heartbeat.flags):
+            rest = self.world.times.tick / (20 if self.calm else 5)
+            self.wake_at(max(self.clock(), self.drained + rest))
 
     def wake_at(self, at: float) -> None:
         """Have the tick process run at a time of its own clock, or a little later."""
@@ -221,7 +226,9 @@ class Node:
             else:
                 machine.heard(heartbeat, arrived)
         self.socket.clear()
+        self.drained = self.clock()
         turn = machine.tick(self.clock())
+        self.calm = turn.calm
         for event in turn.events:
             self.note(event)
         if turn.view.version != self.view.version:

@@ -10,6 +10,8 @@ choice or the simulation showed that it must be otherwise:
   Peers are reported with what is known of them, not only if heard directly: else a node whose frames one peer
   does not hear is never acknowledged by that one and loses its lease for good. What only a direct hearer can
   know (that it holds, that it counts as dead) counts only direct reports (`PeerReport.direct`).
+- Rule 1: a frame that tells something new is urgent. A node that is calm need read no other before its own next one
+  is due (`Turn.calm`): frames have the times of their arrival, so that waiting changes no evidence.
 - Rule 2, the 60 s: where no peer was ever heard, nobody is counted dead at all, so that filtered heartbeats
   make nobody take over. After 60 s an epoch comes into use without those who never showed that they hold it.
 - Rule 3: whom this node never heard directly, it counts dead when a living peer does, or after a hold; and it
@@ -76,7 +78,17 @@ class Membership(Speaking):
         lease_end = end if done else self.lease_end
         if lease_end is not None and lease_end <= self.now:
             lease_end = None
-        return Turn(heartbeats, lease_end, self.view, wanted, self._wake(), self.conditions(), events, done)
+        return Turn(
+            heartbeats=heartbeats,
+            lease_end=lease_end,
+            view=self.view,
+            wanted=wanted,
+            wake=self._wake(),
+            calm=self._calm(),
+            conditions=self.conditions(),
+            events=events,
+            done=done,
+        )
 
     def _decide(self) -> tuple[bool, float | None]:
         self._forget_sent()
@@ -198,6 +210,17 @@ class Membership(Speaking):
         elif self.answer or self.leaving:
             wake = min(wake, self.last_sent + ANSWER_GAP)
         return max(wake, self.now + _EPSILON)
+
+    def _calm(self) -> bool:
+        """Whether frames that are not urgent can wait for the next TICK: it has a lease, which they will extend by then
+        as well as now, lacks nothing, and none of them may be of one that it counts dead."""
+        return (
+            self.valid
+            and self.steady
+            and self.listening is None
+            and not (self.stopping or self.held or self.returning is not None or self._lacking)
+            and not any(peer.dead for peer in self.peers.values())
+        )
 
     def conditions(self) -> frozenset[Condition]:
         """What is worth telling a person."""

@@ -31,6 +31,8 @@ class Speaking(Stopping):
 
     def _setup(self) -> None:
         super()._setup()
+        self.urgent = False
+        """Whether the frames of this turn are to be read at once."""
         self.told: dict[bytes, EpochReport] = {}
         self.digest = 0
         self.queue: dict[bytes, int] = {}
@@ -95,6 +97,8 @@ class Speaking(Stopping):
         room = MAX_BYTES - HEARTBEAT_BYTES - PEER_BYTES * len(peers)
         verdicts = verdicts[: max(0, room // VERDICT_BYTES)]
         room -= VERDICT_BYTES * len(verdicts)
+        # Deaf is believed in the second frame that says so: that one is news, too.
+        self.urgent = self.changed or self.answer or self.leaving or self.deaf
         frames = [self._heartbeat(peers, verdicts, self._epochs(room // EPOCH_BYTES, SETTLED_REPORTS))]
         whole = (MAX_BYTES - HEARTBEAT_BYTES) // EPOCH_BYTES
         while len(frames) < BURST_FRAMES and self._untold(frames):
@@ -172,6 +176,7 @@ class Speaking(Stopping):
             (self.held, Flag.HELD),
             (self.valid, Flag.VALID),
             (not self.fenced, Flag.UNFENCED),
+            (self.urgent, Flag.URGENT),
         )
         flags = Flag(0)
         for state, flag in states:

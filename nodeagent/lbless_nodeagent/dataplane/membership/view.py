@@ -74,7 +74,8 @@ class Turn:
     have the lease end at `lease_end` (absolute; never later than that, also where it ran longer).
 
     `wanted`: epochs to ask the peers for, (ClusterIP id, number) each. `wake`: when `tick` must be called
-    again at the latest. `events`: what happened, a sentence each. `done`: after this turn the process ends.
+    again at the latest. `calm`: until then nothing hangs on frames that are not urgent (`Flag.URGENT`): they may
+    wait unread. `events`: what happened, a sentence each. `done`: after this turn the process ends.
     """
 
     heartbeats: tuple[Heartbeat, ...]
@@ -82,6 +83,7 @@ class Turn:
     view: View
     wanted: tuple[tuple[bytes, int], ...]
     wake: float
+    calm: bool
     conditions: frozenset[Condition]
     events: tuple[str, ...] = ()
     done: bool = False

@@ -38,10 +38,12 @@ from lbless_nodeagent.dataplane.tick.packetsocket import WireError
 from lbless_nodeagent.dataplane.tick.station import Station
 from lbless_nodeagent.files import boottime_seconds as now
 
-RESTS_A_TICK = 5
+RESTS_A_TICK, CALM_RESTS_A_TICK = 5, 20
 """Between two drainings is so much of a TICK: whatever arrives, the process runs no more often for it. Each frame
 has the kernel's time of arrival, so that a rest delays what is made known, and judges nobody.
-Among 16 nodes with a TICK of 100 ms, a rest of 5 ms instead of 20 takes a third more of a core."""
+
+While all stations are calm, only what is urgent ends a rest early: then the shorter rest costs nothing. Most of what
+the process takes is not what it does but that it wakes up."""
 MESSAGES_AT_ONCE = 64
 FIGURES_SECONDS = 1.0
 STUCK_SECONDS = 5.0
@@ -59,12 +61,11 @@ class Ticker:
     def __init__(self, channel: Channel, begin: Begin) -> None:
         self._channel, self._begin, self._keys = channel, begin, begin.keys
         self._stations: dict[str, Station] = {}
-        self._rest = begin.times.tick / RESTS_A_TICK
+        self._rest, self._calm_rest = begin.times.tick / RESTS_A_TICK, begin.times.tick / CALM_RESTS_A_TICK
         self._stopping: Intent | None = None
-        self._poll = select.poll()
-        self._poll.register(channel.fileno(), select.POLLIN)
-        self._resting = select.poll()
-        self._resting.register(channel.fileno(), select.POLLIN)
+        self._wires, self._bells, self._resting = select.poll(), select.poll(), select.poll()
+        for poll in (self._wires, self._bells, self._resting):
+            poll.register(channel.fileno(), select.POLLIN)
         self._alive_at = self._figures_at = now()
 
     def run(self) -> None:
@@ -94,15 +95,17 @@ class Ticker:
 
     def _await(self, drained_at: float) -> None:
         """Wait for the next wake-up. What arrives by a wire waits for the end of a rest, all else does not."""
+        calm = all(station.calm for station in self._stations.values())
         wake = min((s.wake for s in self._stations.values() if s.begun), default=self._figures_at)
         wake = min(wake, self._figures_at)
-        rest = min(drained_at + self._rest, wake) - now()
+        rest = min(drained_at + (self._calm_rest if calm else self._rest), wake) - now()
         if self._channel.has_more or (rest > 0 and self._resting.poll(rest * 1000)):
             return
         wanted = select.POLLIN | select.POLLOUT if self._channel.is_blocked else select.POLLIN
-        self._poll.modify(self._channel.fileno(), wanted)
+        poll = self._bells if calm else self._wires
+        poll.modify(self._channel.fileno(), wanted)
         # Rounded up: a poll that ends before the time would only be another one.
-        self._poll.poll(max(0.0, wake - now()) * 1000 + 0.9)
+        poll.poll(max(0.0, wake - now()) * 1000 + 0.9)
 
     def _watch(self) -> None:
         """Give up where the programming process could take over nothing for so long."""
@@ -140,14 +143,16 @@ class Ticker:
             self._say(Refused(attach.interface, str(error)))
             return
         self._stations[attach.interface] = station
-        self._poll.register(station.fileno(), select.POLLIN)
+        self._wires.register(station.fileno(), select.POLLIN)
+        self._bells.register(station.bell, select.POLLIN)
         if self._stopping:
             station.membership.stop(self._stopping, now())
 
     def _detach(self, interface: str) -> None:
         station = self._stations.pop(interface, None)
         if station:
-            self._poll.unregister(station.fileno())
+            self._wires.unregister(station.fileno())
+            self._bells.unregister(station.bell)
             station.close()
             if station.is_gone and not self._stopping:
                 self._say(Refused(interface, f"Interface {interface} was removed or renamed."))

@@ -9,7 +9,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import NamedTuple
 
-from lbless_api.heartbeat_frame import MAX_BYTES, MIN_BYTES, VERSION, Kind
+from lbless_api.heartbeat import Flag
+from lbless_api.heartbeat_frame import FLAGS_AT, KIND_AT, MAX_BYTES, MIN_BYTES, VERSION, Kind
 
 ETHERTYPE = 0x88B5
 """The first of the two that IEEE 802 leaves to local experiments."""
@@ -51,23 +52,31 @@ _BROADCAST_START = 0xFFFFFFFF
 
 
 class _Check(NamedTuple):
-    """Load something, compare it, and refuse the frame unless that comes out as wanted."""
+    """Load something, compare it, and refuse the frame unless that comes out as wanted; or, if that is `enough`,
+    pass it where it does, and go on where it does not."""
 
     load: _Code
     at: int
     compare: _Code
     value: int
     wanted: bool = True
+    enough: bool = False
 
 
 _HEARTBEAT = (
     _Check(_Code.LOAD_LENGTH, 0, _Code.IF_AT_LEAST, MIN_BYTES),
     _Check(_Code.LOAD_LENGTH, 0, _Code.IF_ABOVE, MAX_BYTES, wanted=False),
     _Check(_Code.LOAD_BYTE, 0, _Code.IF_EQUAL, VERSION),
-    _Check(_Code.LOAD_BYTE, 1, _Code.IF_AT_LEAST, min(Kind)),
-    _Check(_Code.LOAD_BYTE, 1, _Code.IF_ABOVE, max(Kind), wanted=False),
+    _Check(_Code.LOAD_BYTE, KIND_AT, _Code.IF_AT_LEAST, min(Kind)),
+    _Check(_Code.LOAD_BYTE, KIND_AT, _Code.IF_ABOVE, max(Kind), wanted=False),
     _Check(_Code.LOAD_HALF, _LINK_LAYER, _Code.IF_EQUAL, int.from_bytes(GROUP[:2], "big")),
     _Check(_Code.LOAD_WORD, _LINK_LAYER + 2, _Code.IF_EQUAL, int.from_bytes(GROUP[2:], "big")),
+)
+
+_URGENT = (
+    *_HEARTBEAT,
+    _Check(_Code.LOAD_BYTE, KIND_AT, _Code.IF_EQUAL, Kind.HEARTBEAT, wanted=False, enough=True),
+    _Check(_Code.LOAD_BYTE, FLAGS_AT, _Code.IF_BITS, Flag.URGENT),
 )
 
 # Whatever MAC a ClusterIP has: a packet for one host in a frame for many is sent to no one else.
@@ -84,13 +93,16 @@ def _program(checks: tuple[_Check, ...], *, passed: int, refused: int) -> Progra
     for number, check in enumerate(checks):
         away = 2 * (len(checks) - number) - 1  # from the jump to the last instruction
         made.append(Instruction(check.load, 0, 0, check.at))
-        jumps = (0, away) if check.wanted else (away, 0)
+        as_wanted, otherwise = (away - 1, 0) if check.enough else (0, away)
+        jumps = (as_wanted, otherwise) if check.wanted else (otherwise, as_wanted)
         made.append(Instruction(check.compare, *jumps, check.value))
     return (*made, Instruction(_Code.RETURN, 0, 0, passed), Instruction(_Code.RETURN, 0, 0, refused))
 
 
 HEARTBEATS = _program(_HEARTBEAT, passed=_WHOLE, refused=0)
 """Of the ethertype: what may be a heartbeat, by length, version, kind and destination."""
+URGENT = _program(_URGENT, passed=_WHOLE, refused=0)
+"""Of the ethertype: of what may be a heartbeat, what should be read at once; all that is no heartbeat proper, too."""
 NO_HEARTBEATS = _program(_HEARTBEAT, passed=0, refused=_WHOLE)
 """Of the ethertype: all the rest."""
 VIP_TRAFFIC = _program(_VIP_TRAFFIC, passed=_WHOLE, refused=0)

@@ -20,6 +20,9 @@ _SO_PRIORITY, _SO_ATTACH_FILTER, _SO_RCVBUFFORCE, _SO_TIMESTAMPNS = 12, 26, 33, 
 # The highest that every process may use; pfifo_fast sends it before bulk traffic.
 _TC_PRIO_INTERACTIVE = 6
 
+_RINGS = 16
+"""More than the smallest buffer holds; what comes meanwhile may ring again."""
+
 _INSTRUCTION = struct.Struct("=HBBI")
 _PROGRAM = struct.Struct("@HP")
 _MEMBERSHIP = struct.Struct("=iHH8s")
@@ -99,6 +102,32 @@ class PacketSocket:
         self.socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes)
         self.socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self.socket.setsockopt(socket.SOL_SOCKET, _SO_PRIORITY, _TC_PRIO_INTERACTIVE)
+
+
+class Bell:
+    """Is readable once a frame has passed a filter, until it is silenced. It keeps a frame or a few, and reads none."""
+
+    def __init__(self, interface: str, index: int, ethertype: int, program: Sequence[Instruction]) -> None:
+        """Ring for the interface of that name and index; raises WireError."""
+        self._socket = PacketSocket(interface, index, ethertype, program, buffer_bytes=0)
+
+    def fileno(self) -> int:
+        """For poll()."""
+        return self._socket.socket.fileno()
+
+    def silence(self) -> None:
+        """Drop what has rung; 1 µs if nothing has."""
+        for _ in range(_RINGS):
+            try:
+                self._socket.socket.recv(1)
+            except BlockingIOError:
+                return
+            except OSError:  # ENETDOWN, once each time that it goes down
+                continue
+
+    def close(self) -> None:
+        """Close it."""
+        self._socket.close()
 
 
 class Tally:

@@ -44,12 +44,12 @@ Send = Callable[[FromTick], None]
 
 class Station:
     """The node on one interface. `wake` is when `turn` is to be called at the latest, once it has `begun`: before,
-    it only takes in."""
+    it only takes in. While it is `calm`, only the `bell` need wake it."""
 
     def __init__(self, begin: Begin, attach: Attach, send: Send) -> None:
         """Raises WireError."""
         self.interface, self.index = attach.interface, attach.index
-        self.begun = self.ended = False
+        self.begun = self.ended = self.calm = False
         self.wake = now()
         self._send = send
         self._wire = Wire(attach.interface, attach.index)
@@ -85,6 +85,11 @@ class Station:
     def fileno(self) -> int:
         """For poll()."""
         return self._wire.fileno()
+
+    @property
+    def bell(self) -> int:
+        """For poll() while it is calm: readable when something urgent may have come."""
+        return self._wire.bell
 
     def close(self) -> None:
         """Let go of the sockets; the lease in the kernel runs out as it would."""
@@ -155,6 +160,7 @@ class Station:
             self._send(Happened(self.interface, sentence))
         self._show(turn)
         self._tell_segment(turn)
+        self.calm = turn.calm
         self.wake = min(turn.wake, began + 0.002) if self._exchange.has_more else turn.wake
         valid = turn.lease_end is not None
         self._lapses += self._valid and not valid and not self.membership.stopping

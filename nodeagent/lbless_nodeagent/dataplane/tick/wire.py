@@ -15,6 +15,7 @@ import errno
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from lbless_api.heartbeat_frame import MAX_BYTES
@@ -25,9 +26,10 @@ from lbless_nodeagent.dataplane.tick.filters import (
     GROUP,
     HEARTBEATS,
     NO_HEARTBEATS,
+    URGENT,
     VIP_TRAFFIC,
 )
-from lbless_nodeagent.dataplane.tick.packetsocket import PacketSocket, Tally
+from lbless_nodeagent.dataplane.tick.packetsocket import Bell, PacketSocket, Tally
 
 BUFFER_BYTES = 2 * 1024 * 1024
 """Half a second of 10,000 forged frames a second, or two seconds of 63 peers that fill their frames."""
@@ -70,27 +72,32 @@ class Wire:
         self.interface = interface
         self.gone = False
         self._address = (interface, ETHERTYPE, 0, 0, GROUP)
-        self._packets = PacketSocket(
-            interface, index, ETHERTYPE, HEARTBEATS, buffer_bytes=BUFFER_BYTES, group=GROUP
-        )
-        self._tallies: list[Tally] = []
-        try:
+        with ExitStack() as opened:
+            self._packets = PacketSocket(
+                interface, index, ETHERTYPE, HEARTBEATS, buffer_bytes=BUFFER_BYTES, group=GROUP
+            )
+            opened.callback(self._packets.close)
+            self._bell = Bell(interface, index, ETHERTYPE, URGENT)
+            opened.callback(self._bell.close)
+            self._tallies: list[Tally] = []
             for ethertype, program in ((ETHERTYPE, NO_HEARTBEATS), (ETHERTYPE_IPV4, VIP_TRAFFIC)):
                 self._tallies.append(Tally(interface, index, ethertype, program))
-        except BaseException:
-            self.close()
-            raise
+                opened.callback(self._tallies[-1].close)
+            self._opened = opened.pop_all()
         self._arrivals = Arrivals(clocks)
 
     def fileno(self) -> int:
         """For poll(): readable when something may be a heartbeat, and when the interface went."""
         return self._packets.socket.fileno()
 
+    @property
+    def bell(self) -> int:
+        """For poll(): readable when something urgent may have come since the last draining, or the interface went."""
+        return self._bell.fileno()
+
     def close(self) -> None:
         """Close the sockets; the kernel may take some 10 ms."""
-        for tally in self._tallies:
-            tally.close()
-        self._packets.close()
+        self._opened.close()
 
     def send(self, payload: bytes) -> int:
         """Send a frame; return 0 or the error's number: ENETDOWN, ENODEV, ENOBUFS, EAGAIN."""
@@ -104,6 +111,7 @@ class Wire:
 
     def drain(self) -> Drained:
         """Take what has arrived. `lost` counts what found the buffer full since the last time."""
+        self._bell.silence()  # before: what comes from here on rings again
         frames: list[Arrived] = []
         arrivals, receive = self._arrivals, self._packets.socket.recvmsg
         at_ns = arrivals.begin()
