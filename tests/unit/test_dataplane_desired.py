@@ -293,3 +293,21 @@ def test_sync_writing_its_temporary_files_is_no_reason_for_a_pass(tmp_path: Path
     (tmp_path / ".complete").write_text(BOOT)
     assert directory.drain()
     assert directory.read().complete
+
+
+def test_a_sign_of_life_comes_with_every_file_that_is_read_or_written(tmp_path: Path) -> None:
+    """On a busy machine a thousand take longer than the tick process waits for one."""
+    desired, applied = tmp_path / "desired", tmp_path / "applied"
+    desired.mkdir()
+    applied.mkdir()
+    for number in range(20):
+        written(desired, f"uid-{number}")
+    (desired / "uid-3.json").write_text("{")
+    signs: list[str] = []
+    documents = DesiredDirectory(desired, BOOT, lambda: signs.append("read")).read().documents
+    last_good = LastGood(applied, lambda: signs.append("written"))
+    for document in documents.values():
+        last_good.keep(document, "eth0")
+    last_good.write()
+    LastGood(applied, lambda: signs.append("read again"))
+    assert signs == ["read"] * 20 + ["written"] * 19 + ["read again"] * 19

@@ -37,7 +37,11 @@ class Settled:
 class Addresses:
     """What of ours is on the links. `network` is how they were found last."""
 
-    def __init__(self, links: Rtnetlink, journal: JournalFile) -> None:
+    def __init__(
+        self, links: Rtnetlink, journal: JournalFile, go_on: Callable[[], None] = lambda: None
+    ) -> None:
+        """`go_on` is called after each change of a link."""
+        self._go_on = go_on
         self._links = links
         self._journal = journal
         self.network = Network()
@@ -73,7 +77,7 @@ class Addresses:
         """
         present = self._present(self._journal.journal, self.network)
         removals = sorted(key for key in present if key[1] not in kept)
-        failed = _each(self._links.remove_address, removals)
+        failed = self._each(self._links.remove_address, removals)
         return frozenset(ip for index, ip in removals if (index, ip) in failed)
 
     def settle(self, places: tuple[Place, ...]) -> Settled:
@@ -116,23 +120,23 @@ class Addresses:
     def _act(self, todo: Changes) -> dict[object, str]:
         """Return a sentence for each that failed; one that does keeps no other from being made."""
         announce = {**todo.restore_arp_announce, **todo.arp_announce}
-        failed = _each(self._links.remove_address, todo.remove_addresses)
-        failed |= _each(self._links.leave_group, todo.leave_groups)
-        failed |= _each(self._links.set_arp_announce, announce.items())
-        failed |= _each(self._links.join_group, todo.join_groups)
-        failed |= _each(self._links.add_address, todo.add_addresses)
-        failed |= _each(self._links.deprecate_address, todo.deprecate_addresses)
+        failed = self._each(self._links.remove_address, todo.remove_addresses)
+        failed |= self._each(self._links.leave_group, todo.leave_groups)
+        failed |= self._each(self._links.set_arp_announce, announce.items())
+        failed |= self._each(self._links.join_group, todo.join_groups)
+        failed |= self._each(self._links.add_address, todo.add_addresses)
+        failed |= self._each(self._links.deprecate_address, todo.deprecate_addresses)
         return failed
 
-
-def _each(act: Callable[[K], None], items: Iterable[K]) -> dict[object, str]:
-    failed: dict[object, str] = {}
-    for item in items:
-        try:
-            act(item)
-        except LinkError as error:
-            failed[item] = str(error)
-    return failed
+    def _each(self, act: Callable[[K], None], items: Iterable[K]) -> dict[object, str]:
+        failed: dict[object, str] = {}
+        for item in items:
+            try:
+                act(item)
+            except LinkError as error:
+                failed[item] = str(error)
+            self._go_on()
+        return failed
 
 
 def _present(journal: Journal, network: Network) -> frozenset[AddressKey]:

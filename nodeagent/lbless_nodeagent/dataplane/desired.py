@@ -6,7 +6,7 @@ Owns `Desired`, the parsed view of it. What a node then serves is decided in `de
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -55,8 +55,10 @@ class DesiredDirectory:
     What did not change is the very same object as before, the whole `Desired` as well as each part of it.
     """
 
-    def __init__(self, directory: Path, boot_id: str) -> None:
+    def __init__(self, directory: Path, boot_id: str, go_on: Callable[[], None] = lambda: None) -> None:
+        """`go_on` is called after each file that was read."""
         self._directory = directory
+        self._go_on = go_on
         self._boot_id = boot_id
         self._last = Desired()
         self._digests: dict[str, bytes] = {}
@@ -136,6 +138,7 @@ class DesiredDirectory:
                 misnamed.add(name)
             else:
                 misnamed.discard(name)
+            self._go_on()
         if misnamed:
             problems.append(
                 f"{len(misnamed)} files in {self._directory} are not named after a UID, "

@@ -6,7 +6,7 @@ Owns those files. One is written before the kernel is touched and removed when n
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lbless_api.clusterip import ClusterIP, is_uid, parse_clusterip
@@ -22,9 +22,11 @@ class LastGood:
     They need not survive a power cut, as desired/ does and the kernel does not: no disk is waited for.
     """
 
-    def __init__(self, directory: Path) -> None:
-        """Read them; one that cannot be read is left out and named in `problems`."""
+    def __init__(self, directory: Path, go_on: Callable[[], None] = lambda: None) -> None:
+        """Read them; one that cannot be read is left out and named in `problems`. `go_on` is called after each that
+        is read or written."""
         self._directory = directory
+        self._go_on = go_on
         self._kept: dict[str, tuple[ClusterIP, str]] = {}
         self._unwritten: dict[str, Document] = {}
         self.problems: tuple[str, ...] = ()
@@ -36,6 +38,7 @@ class LastGood:
                 self._kept[path.stem] = _parse(files.read_json(path), path.stem)
             except Invalid as fault:
                 problems.append(f"{path} is left aside: {fault}")
+            go_on()
         self.problems = tuple(problems)
 
     def clusterips(self) -> Mapping[str, ClusterIP]:
@@ -61,6 +64,7 @@ class LastGood:
             value: JSON = {"interface": self._kept[uid][1], "clusterIP": json.loads(document.content)}
             files.write_json(self._directory / f"{uid}.json", value, durable=False)
             del self._unwritten[uid]
+            self._go_on()
 
     def check(self, documents: Mapping[str, Document]) -> None:
         """Note for `write` what is no longer there, as far as a document of it is."""
