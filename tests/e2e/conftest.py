@@ -16,7 +16,7 @@ _numbers = count(1)
 
 @pytest.fixture(scope="session")
 def lbless() -> Iterator[Installation]:
-    """lbless running on n1, n2 and n3 without heartbeats; they serve TCP and UDP, and each node also has a pod."""
+    """lbless running on n1, n2 and n3; they serve TCP and UDP, and each node also has a pod."""
     with (
         Lan(claim.unique("lbe2e"), nodes=3, pods=True) as lan,
         servers.serving(lan.nodes),
@@ -24,9 +24,7 @@ def lbless() -> Iterator[Installation]:
     ):
         for node in lan.nodes:
             lan.enable_conntrack(node)
-        # What these tests promise holds whatever happens to a dataplane, which leases would limit: what becomes of a
-        # node with heartbeats is `site`'s tests to say.
-        with Installation(lan, control_plane, heartbeats=False) as installation:
+        with Installation(lan, control_plane) as installation:
             yield installation
 
 

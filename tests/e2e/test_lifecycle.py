@@ -1,20 +1,27 @@
 """What comes goes: deletion, restarts, agents that were away, and two objects that want one address."""
 
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
 from lab import verdict
+from lab.host import Host
 from lab.installation import DATAPLANE, OPERATOR, SYNC, Installation
 from lab.kernelstate import owned_buckets, traces
 from lab.objects import await_later_creation
 from lab.progress import Silence
+from lbless_api.clusterip import ClusterIP
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
 
 DELETION_SECONDS = 2.0
 """Promised: this long after a ClusterIP was deleted nothing of it is left on any node."""
+CONNECTIONS = 300
 
 
 def until(what, condition, timeout_seconds=15):
@@ -58,34 +65,66 @@ def test_a_clusterip_deleted_while_an_agent_was_away_is_removed_when_it_is_back(
         "the agent to serve its node",
         lambda: all(" node n2 " in lbless.log(program, node)[length:] for program, length in said.items()),
     )
-    serving = time.monotonic()
+    served = time.monotonic()
     until("the node to let go", lambda: not left(lbless, missed))
     gone = time.monotonic()
     print(
-        f"{' and '.join(away)} served {serving - started:.2f} s after the start; gone {gone - serving:.2f} s later"
+        f"{' and '.join(away)} served {served - started:.2f} s after the start; gone {gone - served:.2f} s later"
     )
-    assert gone - serving < DELETION_SECONDS
+    assert gone - served < DELETION_SECONDS
+    lbless.await_joined()
+
+
+@contextmanager
+def traffic_all_the_while(lbless: Installation, clusterip: ClusterIP) -> Iterator[None]:
+    """Clients of the address are answered by its assigned owners from the block's beginning to its end."""
+    ended = threading.Event()
+
+    def drive() -> list[str]:
+        faults = [*verdict.tcp(lbless.lan, clusterip, CONNECTIONS).faults]
+        while not ended.is_set():
+            faults += verdict.tcp(lbless.lan, clusterip, CONNECTIONS).faults
+        return faults
+
+    with ThreadPoolExecutor(1) as pool:
+        driving = pool.submit(drive)
+        try:
+            yield
+        finally:
+            ended.set()
+        faults = driving.result()
+    assert faults == [], f"{len(faults)} wrong, first: {faults[:3]}"
+
+
+def serving(lbless: Installation, node: Host) -> int:
+    """How many dataplanes of a node have begun to serve so far."""
+    return lbless.log(DATAPLANE, node).count("Serving node")
 
 
 def test_a_restart_of_everything_disturbs_no_traffic_and_changes_no_assignment(lbless, vip):
+    """Of dataplane one node after the other, each back within its hold; of the others, which nobody waits for, all."""
     lbless.create("steady", {"ip": vip})
     steady = lbless.wait_ready("steady")
+    incarnations = lbless.incarnations()
     try:
-        for program, hosts in (
-            (DATAPLANE, lbless.lan.nodes),
-            (SYNC, lbless.lan.nodes),
-            (OPERATOR, [lbless.lan.control]),
-        ):
+        for node in lbless.lan.nodes:
+            before = serving(lbless, node)
+            with traffic_all_the_while(lbless, steady):
+                assert lbless.stop(DATAPLANE, node) == 0
+                lbless.start(DATAPLANE, node)
+                until(f"{node.name} to serve", lambda: serving(lbless, node) > before)  # noqa: B023 - in this round
+        for program, hosts in ((SYNC, lbless.lan.nodes), (OPERATOR, [lbless.lan.control])):
             for host in hosts:
                 assert lbless.stop(program, host) == 0
-            found = verdict.tcp(lbless.lan, steady, 300)
+            found = verdict.tcp(lbless.lan, steady, CONNECTIONS)
             assert found.faults == (), f"without {program}: {found.faults[:3]}"
             for host in hosts:
                 lbless.start(program, host)
-            found = verdict.tcp(lbless.lan, steady, 300)
+            found = verdict.tcp(lbless.lan, steady, CONNECTIONS)
             assert found.faults == (), f"while {program} starts: {found.faults[:3]}"
         again = lbless.wait_ready("steady")
         assert (again.epoch, again.assignments) == (steady.epoch, steady.assignments)
+        assert lbless.incarnations() == incarnations
     finally:
         lbless.delete("steady")
 

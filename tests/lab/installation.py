@@ -23,6 +23,7 @@ from lab.lan import Lan
 from lab.progress import Progress, Silence
 from lbless_api.clusterip import ClusterIP, parse_clusterip
 from lbless_api.hashing import TCP, bucket
+from lbless_api.node import parse_node_status
 
 ROOT = Path(__file__).parents[2]
 CRDS = ROOT / "crds"
@@ -214,6 +215,32 @@ class Installation:
         except LabError as error:
             raise LabError(f"{error}; its status is {json.dumps(state.get('status', {}))}") from None
         return parse_clusterip(state)
+
+    def incarnations(self) -> dict[str, int]:
+        """Each node's present incarnation on the segment; 0 where it has none yet."""
+        found = {}
+        for node in self.nodes:
+            path = self.state_directory(node) / "identity.json"
+            interfaces = json.loads(path.read_text())["interfaces"] if path.exists() else {}
+            found[node.name] = int(interfaces.get(node.interface, {}).get("incarnation", 0))
+        return found
+
+    def await_joined(self) -> None:
+        """Wait until every node has said that it takes part as the incarnation that it is, as after a start of
+        dataplane: a ClusterIP made before might be spread in steps."""
+        self._progress.until("every node to take part", self._have_joined, timeout_seconds=30)
+
+    def _have_joined(self) -> bool:
+        incarnations = self.incarnations()
+        for node in self.nodes:
+            path = f"/apis/lbless.dev/v1alpha1/clusteripnodes/{node.name}"
+            status = parse_node_status(self.control_plane.api("GET", path).get("status", {}))
+            interface = next((one for one in status.interfaces if one.name == node.interface), None)
+            if interface is None or interface.incarnation != incarnations[node.name]:
+                return False
+            if interface.segment and not interface.segment.is_reliable:
+                return False
+        return True
 
     def _set_up(self) -> None:
         self._progress.say("installing lbless: CRDs, access rules, nodes")

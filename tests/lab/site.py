@@ -106,12 +106,7 @@ class Site:
 
     def incarnations(self) -> dict[str, int]:
         """Each node's present incarnation on the segment; 0 where it has none yet."""
-        found = {}
-        for node in self.lbless.nodes:
-            path = self.lbless.state_directory(node) / "identity.json"
-            interfaces = json.loads(path.read_text())["interfaces"] if path.exists() else {}
-            found[node.name] = int(interfaces.get(node.interface, {}).get("incarnation", 0))
-        return found
+        return self.lbless.incarnations()
 
     def assign(self, shares: Mapping[str, str]) -> None:
         """Write a new epoch into every node's state directory: the buckets ("0-9") of each node."""
