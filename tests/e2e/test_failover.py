@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.root, pytest.mark.apiserver]
 
 WORST_SECONDS = 1.0
 """Promised: so long after a fault, each bucket of the node has answered as its new owner's."""
+HOLD_SECONDS = 2.0
 WORST_SECONDS_AT = {100: WORST_SECONDS, 50: 0.55}
 """The same by the pace of heartbeats, in ms."""
 DEFAULT_TICK_MS = 100
@@ -81,6 +82,14 @@ def test_each_bucket_of_a_node_that_fails_has_its_new_owner_within_a_second_and_
     trials = of_a_kind if place.by_hand else of_a_kind[:TRIALS_WITH_API]
     for number, fault in enumerate(trials):
         check(strike(place, fault, number), WORST_SECONDS)
+
+
+def test_a_node_whose_dataplane_was_stopped_serves_for_its_hold_and_is_then_taken_over(place: Site) -> None:
+    trial = strike(place, faults.STOP, 0)
+    assert trial.faults == []
+    assert min(trial.seconds) >= HOLD_SECONDS
+    assert max(trial.seconds) <= HOLD_SECONDS + WORST_SECONDS
+    assert max(trial.unserved_seconds) <= WORST_SECONDS
 
 
 class Table:

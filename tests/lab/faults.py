@@ -85,6 +85,16 @@ def resume_dataplane(site: Site, node: Host) -> None:
     _signal_all(site, node, DATAPLANE, signal.SIGCONT)
 
 
+def stop_dataplane(site: Site, node: Host) -> None:
+    """End dataplane cleanly, as before a restart."""
+    site.lbless.stop(DATAPLANE, node)
+
+
+def start_dataplane(site: Site, node: Host) -> None:
+    """Start it again."""
+    site.lbless.start(DATAPLANE, node)
+
+
 def restart_dataplane(site: Site, node: Host) -> None:
     """Start dataplane where it was killed."""
     site.lbless.stop(DATAPLANE, node)
@@ -167,6 +177,9 @@ KILL_PROGRAMMING = Fault(
     "kill -9 of dataplane's programming process",
     (Act(0, "kill -9", kill_programming),),
     restart_dataplane,
+)
+STOP = Fault(
+    "dataplane stopped, and not started again", (Act(0, "SIGTERM", stop_dataplane),), start_dataplane
 )
 CUT = Fault("node cut off the bridge", (Act(0, "cable out", cut),), join)
 POWER = Fault("node powered off", (Act(0, "power off", power_off),), power_on)
