@@ -37,7 +37,7 @@ def lbless() -> Iterator[Installation]:
         Lan(claim.unique("lbmigrate"), nodes=2, guests=1) as lan,
         servers.serving(lan.nodes),
         ControlPlane(lan, progress=Silence()) as control_plane,
-        Installation(lan, control_plane, nodes=lan.nodes[:2], heartbeats=False) as installation,
+        Installation(lan, control_plane, nodes=lan.nodes[:2]) as installation,
     ):
         yield installation
 

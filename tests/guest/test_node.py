@@ -27,7 +27,7 @@ def lbless() -> Iterator[Installation]:
     ):
         for node in lan.nodes:
             lan.enable_conntrack(node)
-        with Installation(lan, control_plane, heartbeats=False) as installation:
+        with Installation(lan, control_plane) as installation:
             yield installation
 
 
