@@ -1,4 +1,5 @@
-"""Agents that are killed at random points while ClusterIPs come, change and go: in the end kernel and API agree."""
+"""Agents that are killed at random points while ClusterIPs come, change and go: no connection is answered by two nodes,
+and in the end kernel and API agree."""
 
 from __future__ import annotations
 
@@ -9,17 +10,20 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import inf
 from typing import Any
 
 import pytest
 
-from lab import verdict
+from lab import takeover, verdict
 from lab.errors import LabError
 from lab.host import Host
 from lab.installation import DATAPLANE, SYNC, Installation
-from lab.kernelstate import Share, groups, shares
+from lab.kernelstate import Share, groups, leases, shares
+from lab.prober import Log, Prober, Sources
 from lab.progress import Silence
 from lab.rest import ApiError
+from lab.servers import TCP_PORT
 from lbless_api.clusterip import ClusterIP, Protocol, SourceMAC, parse_clusterip
 from lbless_api.hashing import HashFunction, HashMode
 from lbless_api.mac import unicast_mac
@@ -29,7 +33,14 @@ pytestmark = [pytest.mark.root, pytest.mark.apiserver, pytest.mark.timeout(900)]
 
 KILLS = 200
 CLUSTERIPS = 50
+KILLS_A_REST = 40
 SETTLE_SECONDS = 60
+BUCKETS = 16
+ATTEMPTS_PER_SECOND = 100
+REST_SECONDS, GRACE_SECONDS = 2.0, 10.0
+BACK_SECONDS = 30
+UNSERVED_SECONDS = 1.5
+"""Nodes that all come back at once and find nobody alive serve a second later, and this one is busy."""
 NAMES = [f"chaos-{number}" for number in range(CLUSTERIPS)]
 
 FOREIGN_RULES = """
@@ -51,16 +62,23 @@ FOREIGN_GROUP = "03:bf:0a:50:05:63"
 def test_after_200_kills_amid_changes_kernel_and_api_agree_and_nothing_foreign_was_touched(lbless, vip):
     seed = int(os.environ.get("LBLESS_SEED") or random.randrange(2**32))
     print(f"LBLESS_SEED={seed}")
-    lbless.create("steady", {"ip": vip})
+    lbless.create("steady", {"ip": vip, "buckets": BUCKETS})
     steady = lbless.wait_ready("steady")
+    sources = Sources(steady.spec.hash, TCP_PORT, lbless.lan.client.addresses)
+    prober = Prober(
+        lbless.lan.client, vip, TCP_PORT, sources, lbless.lan.owner_of, per_second=ATTEMPTS_PER_SECOND
+    )
     before = {}
     for node in lbless.lan.nodes:
         make_foreign(node)
         before[node.name] = foreign(node)
     try:
-        with churning(lbless, random.Random(seed)) as deeds:
-            kill_again_and_again(lbless, random.Random(seed + 1), steady)
+        with prober as log, churning(lbless, random.Random(seed)) as deeds:
+            kill_again_and_again(lbless, random.Random(seed + 1), log)
         print(f"{KILLS} kills amid {dict(deeds)}")
+        probes = log.probes()
+        print(f"{len(probes)} attempts, {sum(p.answerer is None for p in probes)} not answered")
+        assert takeover.doubles(probes) == []
         assert all(deeds[kind] > CLUSTERIPS for kind in ("created", "changed", "deleted"))
         settled = time.monotonic()
         await_agreement(lbless)
@@ -79,20 +97,48 @@ def test_after_200_kills_amid_changes_kernel_and_api_agree_and_nothing_foreign_w
             remove_foreign(node)
 
 
-def kill_again_and_again(lbless: Installation, draw: random.Random, steady: ClusterIP) -> None:
-    """Kill and start agents; between them look whether clients of an address that nobody changes notice."""
-    for number in range(KILLS):
+def kill_again_and_again(lbless: Installation, draw: random.Random, log: Log) -> None:
+    """Kill and start agents; now and then let all come back, and see that an address that nobody changes is served."""
+    begun = {node.name: 0 for node in lbless.lan.nodes}
+    unserved = []
+    for number in range(1, KILLS + 1):
         node = draw.choice(lbless.lan.nodes)
         victims = draw.choice([[DATAPLANE], [DATAPLANE], [SYNC], [SYNC], [DATAPLANE, SYNC]])
         # A span: some are to die while they start, some at work. A start takes about half a second.
         time.sleep(draw.uniform(0, draw.choice([0.3, 1.2])))
         for program in victims:
             lbless.stop(program, node, signal.SIGKILL)
+        if DATAPLANE in victims:
+            begun[node.name] = serving(lbless, node)
         for program in victims:
             lbless.start(program, node)
-        if number % 25 == 0:
-            found = verdict.tcp(lbless.lan, steady, 100)
-            assert found.faults == (), f"after {number} kills: {found.faults[:3]}"
+        if number % KILLS_A_REST == 0:
+            Silence().until(
+                "every dataplane to be back",
+                lambda: all(serving(lbless, node) > begun[node.name] for node in lbless.lan.nodes),
+                timeout_seconds=BACK_SECONDS,
+            )
+            unserved.append(unserved_seconds(log, time.monotonic()))
+            assert unserved[-1] < UNSERVED_SECONDS, f"after {number} kills"
+    print(f"with all back, some bucket was without an answer for {max(unserved):.2f} s at worst")
+
+
+def serving(lbless: Installation, node: Host) -> int:
+    """How many dataplanes of a node have begun to serve so far."""
+    return lbless.log(DATAPLANE, node).count("Serving node")
+
+
+def unserved_seconds(log: Log, since: float) -> float:
+    """For how long a bucket was not answered at worst from a time on; infinity where that has not ended."""
+    deadline = time.monotonic() + REST_SECONDS + GRACE_SECONDS
+    while True:
+        probes = log.probes(since)
+        by_bucket = [[p for p in probes if p.bucket == number] for number in range(BUCKETS)]
+        rested = all(own and own[-1].started > since + REST_SECONDS for own in by_bucket)
+        unserved = max(takeover.unserved_seconds(own, since) for own in by_bucket)
+        if (rested and unserved < inf) or time.monotonic() > deadline:
+            return unserved
+        time.sleep(0.05)
 
 
 @contextmanager
@@ -172,7 +218,8 @@ def existing(lbless: Installation) -> dict[str, ClusterIP]:
 
 
 def await_agreement(lbless: Installation) -> None:
-    """Wait until every node's kernel holds exactly what the API assigns to it, and the API says so."""
+    """Wait until every node's kernel holds exactly what the API assigns to it, and the API says so; and the API
+    assigns to each node that may serve its share, as the incarnation that it is now."""
     wrong: list[str] = []
 
     def agreed() -> bool:
@@ -187,14 +234,17 @@ def await_agreement(lbless: Installation) -> None:
 
 def disagreements(lbless: Installation) -> list[str]:
     """A sentence for each difference between the kernels and the API."""
-    clusterips = existing(lbless)
+    clusterips, incarnations = existing(lbless), lbless.incarnations()
     wrong = []
-    for name in clusterips:
+    for name, clusterip in clusterips.items():
+        wrong += misassignments(clusterip, incarnations)
         for kind in ("Ready", "Programmed"):
             condition = lbless.condition(name, kind)
             if condition.get("status") != "True":
                 wrong.append(f"{name} is not {kind}: {condition.get('message')}")
     for node in lbless.lan.nodes:
+        if leases(node) != {"eth0"}:
+            wrong.append(f"{node.name} has leases on {leases(node)}")
         held, wanted = shares(node), {}
         joined = groups(node, "eth0") - {FOREIGN_GROUP}
         for clusterip in clusterips.values():
@@ -209,6 +259,22 @@ def disagreements(lbless: Installation) -> list[str]:
         ]
         if joined != macs:
             wrong.append(f"{node.name} has joined {sorted(joined)}, wanted are {sorted(map(str, macs))}")
+    return wrong
+
+
+def misassignments(clusterip: ClusterIP, incarnations: Mapping[str, int]) -> list[str]:
+    """A sentence for each node that has not its fair share, or has it as an incarnation that is over."""
+    selected = clusterip.spec.node_selector.get("kubernetes.io/hostname")
+    expected = [selected] if selected else sorted(incarnations)
+    named = {one.node: one for one in clusterip.assignments}
+    wrong = [
+        f"{clusterip.identity.name} names {name} as {one.incarnation}, which is {incarnations[name]}"
+        for name, one in named.items()
+        if one.incarnation != incarnations[name]
+    ]
+    sizes = {name: len(one.buckets) for name, one in named.items()}
+    if sorted(sizes) != expected or max(sizes.values()) - min(sizes.values()) > 1:
+        wrong.append(f"{clusterip.identity.name} is spread over {sizes}, not evenly over {expected}")
     return wrong
 
 

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from lab import verdict
+from lab import claim, servers, verdict
+from lab.controlplane import ControlPlane
 from lab.host import Host
 from lab.installation import DATAPLANE, OPERATOR, SYNC, Installation
 from lab.kernelstate import owned_buckets, traces
+from lab.lan import Lan
 from lab.objects import await_later_creation
 from lab.progress import Silence
 from lbless_api.clusterip import ClusterIP
@@ -21,6 +23,7 @@ pytestmark = [pytest.mark.root, pytest.mark.apiserver]
 
 DELETION_SECONDS = 2.0
 """Promised: this long after a ClusterIP was deleted nothing of it is left on any node."""
+AWAY_SECONDS = 3.0
 CONNECTIONS = 300
 
 
@@ -127,6 +130,31 @@ def test_a_restart_of_everything_disturbs_no_traffic_and_changes_no_assignment(l
         assert lbless.incarnations() == incarnations
     finally:
         lbless.delete("steady")
+
+
+def test_without_a_key_all_dataplanes_may_be_away_at_once_for_as_long_as_it_takes_and_nobody_notices(vip):
+    with (
+        Lan(claim.unique("lbkeyless"), nodes=3) as lan,
+        servers.serving(lan.nodes),
+        ControlPlane(lan, progress=Silence()) as control_plane,
+        Installation(lan, control_plane, heartbeats=False) as lbless,
+    ):
+        lbless.create("steady", {"ip": vip})
+        steady = lbless.wait_ready("steady")
+        for node in lan.nodes:
+            assert lbless.stop(DATAPLANE, node) == 0
+        stopped = time.monotonic()
+        while time.monotonic() - stopped < AWAY_SECONDS:  # a span, longer than any lease or hold
+            found = verdict.tcp(lan, steady, CONNECTIONS)
+            assert found.faults == (), f"without dataplanes: {found.faults[:3]}"
+        before = {node.name: serving(lbless, node) for node in lan.nodes}
+        for node in lan.nodes:
+            lbless.start(DATAPLANE, node)
+        found = verdict.tcp(lan, steady, CONNECTIONS)
+        assert found.faults == (), f"while dataplanes start: {found.faults[:3]}"
+        until("them to serve", lambda: all(serving(lbless, node) > before[node.name] for node in lan.nodes))
+        again = lbless.wait_ready("steady")
+        assert (again.epoch, again.assignments) == (steady.epoch, steady.assignments)
 
 
 def test_of_two_clusterips_with_one_address_the_older_works_and_the_newer_says_so(lbless, vip):
