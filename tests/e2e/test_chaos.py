@@ -109,23 +109,18 @@ def kill_again_and_again(lbless: Installation, draw: random.Random, log: Log) ->
         for program in victims:
             lbless.stop(program, node, signal.SIGKILL)
         if DATAPLANE in victims:
-            begun[node.name] = serving(lbless, node)
+            begun[node.name] = lbless.serving(node)
         for program in victims:
             lbless.start(program, node)
         if number % KILLS_A_REST == 0:
             Silence().until(
                 "every dataplane to be back",
-                lambda: all(serving(lbless, node) > begun[node.name] for node in lbless.lan.nodes),
+                lambda: all(lbless.serving(node) > begun[node.name] for node in lbless.lan.nodes),
                 timeout_seconds=BACK_SECONDS,
             )
             unserved.append(unserved_seconds(log, time.monotonic()))
             assert unserved[-1] < UNSERVED_SECONDS, f"after {number} kills"
     print(f"with all back, some bucket was without an answer for {max(unserved):.2f} s at worst")
-
-
-def serving(lbless: Installation, node: Host) -> int:
-    """How many dataplanes of a node have begun to serve so far."""
-    return lbless.log(DATAPLANE, node).count("Serving node")
 
 
 def unserved_seconds(log: Log, since: float) -> float:

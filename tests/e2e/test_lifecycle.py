@@ -11,7 +11,6 @@ import pytest
 
 from lab import claim, servers, verdict
 from lab.controlplane import ControlPlane
-from lab.host import Host
 from lab.installation import DATAPLANE, OPERATOR, SYNC, Installation
 from lab.kernelstate import owned_buckets, traces
 from lab.lan import Lan
@@ -99,11 +98,6 @@ def traffic_all_the_while(lbless: Installation, clusterip: ClusterIP) -> Iterato
     assert faults == [], f"{len(faults)} wrong, first: {faults[:3]}"
 
 
-def serving(lbless: Installation, node: Host) -> int:
-    """How many dataplanes of a node have begun to serve so far."""
-    return lbless.log(DATAPLANE, node).count("Serving node")
-
-
 def test_a_restart_of_everything_disturbs_no_traffic_and_changes_no_assignment(lbless, vip):
     """Of dataplane one node after the other, each back within its hold; of the others, which nobody waits for, all."""
     lbless.create("steady", {"ip": vip})
@@ -111,11 +105,13 @@ def test_a_restart_of_everything_disturbs_no_traffic_and_changes_no_assignment(l
     incarnations = lbless.incarnations()
     try:
         for node in lbless.lan.nodes:
-            before = serving(lbless, node)
+            before = lbless.serving(node)
             with traffic_all_the_while(lbless, steady):
+                stopped = time.monotonic()
                 assert lbless.stop(DATAPLANE, node) == 0
                 lbless.start(DATAPLANE, node)
-                until(f"{node.name} to serve", lambda: serving(lbless, node) > before)  # noqa: B023 - in this round
+                until(f"{node.name} to serve", lambda: lbless.serving(node) > before)  # noqa: B023 - in this round
+                print(f"{node.name} was away for {time.monotonic() - stopped:.2f} s of its hold")
         for program, hosts in ((SYNC, lbless.lan.nodes), (OPERATOR, [lbless.lan.control])):
             for host in hosts:
                 assert lbless.stop(program, host) == 0
@@ -147,12 +143,12 @@ def test_without_a_key_all_dataplanes_may_be_away_at_once_for_as_long_as_it_take
         while time.monotonic() - stopped < AWAY_SECONDS:  # a span, longer than any lease or hold
             found = verdict.tcp(lan, steady, CONNECTIONS)
             assert found.faults == (), f"without dataplanes: {found.faults[:3]}"
-        before = {node.name: serving(lbless, node) for node in lan.nodes}
+        before = {node.name: lbless.serving(node) for node in lan.nodes}
         for node in lan.nodes:
             lbless.start(DATAPLANE, node)
         found = verdict.tcp(lan, steady, CONNECTIONS)
         assert found.faults == (), f"while dataplanes start: {found.faults[:3]}"
-        until("them to serve", lambda: all(serving(lbless, node) > before[node.name] for node in lan.nodes))
+        until("them to serve", lambda: all(lbless.serving(node) > before[node.name] for node in lan.nodes))
         again = lbless.wait_ready("steady")
         assert (again.epoch, again.assignments) == (steady.epoch, steady.assignments)
 

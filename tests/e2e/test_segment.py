@@ -32,7 +32,6 @@ STARVED_SECONDS, SOAK_STARVED_SECONDS = 20, 300
 PER_SECOND_STARVED = 100
 # A SYN is sent again by the kernel after 1 s: whatever is answered before that has lost nothing.
 PATIENCE_SECONDS = 0.9
-SERVES = "Serving node"
 UNHEARD_SECONDS = 120
 ANEW = "anew"
 """A ClusterIP that begins where no heartbeat arrives."""
@@ -64,11 +63,6 @@ def probing(place: Site, per_second: int = 200) -> Prober:
     )
 
 
-def serving(place: Site, node: Host) -> int:
-    """How many dataplanes of a node have begun to serve so far."""
-    return place.lbless.log(DATAPLANE, node).count(SERVES)
-
-
 def replace(place: Site, node: Host) -> None:
     """As an upgrade with a surge does: the successor is there before its predecessor ends."""
     assert place.lbless.succeed(node) == 0
@@ -87,11 +81,11 @@ def test_no_connection_fails_in_10_restarts_of_dataplane_and_no_bucket_moves(pla
     with probing(place) as log:
         for number in range(RESTARTS):
             node = place.lbless.nodes[number % len(place.lbless.nodes)]
-            before = serving(place, node)
+            before = place.lbless.serving(node)
             way(place, node)
             Silence().until(
                 f"the successor on {node.name} to serve",
-                lambda node=node, before=before: serving(place, node) > before,
+                lambda node=node, before=before: place.lbless.serving(node) > before,
                 timeout_seconds=20,
             )
         place.await_healthy()

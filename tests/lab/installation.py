@@ -180,6 +180,10 @@ class Installation:
         path = host.log(program)
         return path.read_text() if path.exists() else ""
 
+    def serving(self, node: Host) -> int:
+        """How many dataplanes of a node have begun to serve so far."""
+        return self.log(DATAPLANE, node).count("Serving node")
+
     def get(self, name: str, namespace: str = "default") -> dict[str, Any]:
         """A ClusterIP as the API has it."""
         path = f"/apis/lbless.dev/v1alpha1/namespaces/{namespace}/clusterips/{name}"
