@@ -166,8 +166,12 @@ class Prober:
         weights: Mapping[int, int] | None = None,
         per_second: int = PER_SECOND,
         patience_seconds: float = PATIENCE_SECONDS,
+        round_seconds: int = ROUND_SECONDS,
     ) -> None:
-        """Plan it. `weights` says how much more often than once a turn a bucket is asked for."""
+        """Plan it. `weights` says how much more often than once a turn a bucket is asked for.
+
+        After `round_seconds` addresses and ports come again.
+        """
         self._client = client
         self._plan = {
             "interface": client.interface,
@@ -175,7 +179,7 @@ class Prober:
             "port": port,
             "per_second": per_second,
             "patience_seconds": patience_seconds,
-            "attempts": sources.take(_order(sources.buckets, weights or {}, per_second * ROUND_SECONDS)),
+            "attempts": sources.take(_order(sources.buckets, weights or {}, per_second * round_seconds)),
         }
         self.log = Log(node_of)
         self._process: subprocess.Popen[str] | None = None
