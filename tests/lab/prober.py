@@ -41,7 +41,8 @@ PORTS = range(1024, 32768)
 class Probe:
     """An attempt that has ended, in seconds of CLOCK_MONOTONIC: who answered it, or what went wrong.
 
-    `senders` are the nodes that sent a SYN-ACK for it, in their order; `acknowledged` is when the first came.
+    `senders` are the nodes that sent a SYN-ACK for it, in their order; `acknowledged` is when the first came, and
+    `apart_seconds` how much later the first of the last of them.
     """
 
     number: int
@@ -54,6 +55,7 @@ class Probe:
     error: str | None
     senders: tuple[str, ...] = ()
     acknowledged: float | None = None
+    apart_seconds: float = 0.0
 
     @property
     def answerer(self) -> str | None:
@@ -148,7 +150,9 @@ class Log:
             for number, ended in self._ended.items():
                 if since <= ended[3] < until:
                     senders = self._senders.get(number, {})
-                    found.append(Probe(number, *ended, tuple(senders), min(senders.values(), default=None)))
+                    first = min(senders.values(), default=None)
+                    apart = max(senders.values()) - first if first is not None else 0.0
+                    found.append(Probe(number, *ended, tuple(senders), first, apart))
         return sorted(found, key=lambda probe: probe.number)
 
 

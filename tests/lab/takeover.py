@@ -84,7 +84,8 @@ def unserved_seconds(probes: Sequence[Probe], since: float) -> float:
 def doubles(probes: Iterable[Probe]) -> list[str]:
     """A sentence for each SYN that more than one node answered."""
     return [
-        f"bucket {p.bucket}: the SYN from {p.source}:{p.port} was answered by {' and '.join(p.senders)}"
+        f"bucket {p.bucket}: the SYN from {p.source}:{p.port} was answered by {' and '.join(p.senders)}, "
+        f"{p.apart_seconds * 1000:.1f} ms apart"
         for p in probes
         if len(p.senders) > 1
     ]

@@ -60,9 +60,9 @@ def test_what_is_known_at_a_time_leaves_out_attempts_under_way_and_answers_that_
 
 
 def test_a_syn_that_two_nodes_answer_is_a_double_whoever_got_the_connection():
-    double = probe(10.0, "n1", senders=("n2", "n1"))
+    double = probe(10.0, "n1", senders=("n2", "n1"), apart_seconds=0.0015)
     assert len(takeover.doubles([double, probe(10.1, "n1")])) == 1
-    assert "n2 and n1" in takeover.doubles([double])[0]
+    assert takeover.doubles([double])[0].endswith("was answered by n2 and n1, 1.5 ms apart")
 
 
 def test_a_reset_a_refusal_and_a_stranger_disturb_but_neither_a_late_answer_nor_a_struck_node():
@@ -96,3 +96,7 @@ def test_the_log_joins_what_a_connection_and_the_wire_say_of_one_attempt():
     assert (two.node, two.error, two.answerer, two.answered) == (None, "Connection timed out", "n2", 10.4)
     assert log.late_seconds == 0.012
     assert log.probes(since=10.005) == [two]
+    log.add("ack 2 10.403000 02:00:00:00:00:01\n")
+    (double,) = log.probes(since=10.005)
+    assert (two.apart_seconds, double.senders) == (0, ("n2", "n1"))
+    assert double.apart_seconds == pytest.approx(0.003)
