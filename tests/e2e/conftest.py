@@ -24,7 +24,8 @@ def lbless() -> Iterator[Installation]:
     ):
         for node in lan.nodes:
             lan.enable_conntrack(node)
-        with Installation(lan, control_plane) as installation:
+        # A restart on a busy machine may exceed the usual hold of 2 s, which is for test_segment and test_failover.
+        with Installation(lan, control_plane, dataplane_arguments=["--hold-ms", "5000"]) as installation:
             yield installation
 
 
