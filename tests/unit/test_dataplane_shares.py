@@ -84,6 +84,10 @@ class Setup:
         vip = self.installed.get(IPv4Address(ip))
         return str(vip.owned) if vip else "none"
 
+    def reported(self) -> int:
+        """The epoch that the API is told."""
+        return self.shares.epoch(self.desired[UID].clusterip)
+
     def applied(self) -> dict[str, tuple[int, bool]]:
         """What the tick process was told since the last time that the kernel follows."""
         return {uid: (n, owns) for one in self.node.tick.take(Applied) for uid, n, owns in one.clusterips}
@@ -155,13 +159,24 @@ def test_losing_is_at_once_and_gaining_when_it_is_allowed(setup: Setup):
     serving(setup)
     setup.desire(document({NODE: "64-200", "n2": "0-63,201-255"}, epoch=2))
     setup.run()
-    assert setup.kernel() == "0-127"
+    assert (setup.kernel(), setup.reported()) == ("0-127", 1)
     setup.view({UID: Use(2, 2)})
     setup.run()
-    assert setup.kernel() == "64-127"
+    assert (setup.kernel(), setup.reported()) == ("64-127", 1), (
+        "the peers are told that 2 is in use, the API is not"
+    )
+    assert setup.applied() == {UID: (2, True)}
     setup.view({UID: Use(2, 2, True)})
     setup.run()
-    assert setup.kernel() == "64-200"
+    assert (setup.kernel(), setup.reported()) == ("64-200", 2)
+
+
+def test_who_has_nothing_to_gain_waits_for_nobody_to_report_an_epoch(setup: Setup):
+    serving(setup)
+    setup.desire(document({NODE: "64-127", "n2": "0-63,128-255"}, epoch=2))
+    setup.view({UID: Use(2, 2)})
+    setup.run()
+    assert (setup.kernel(), setup.reported()) == ("64-127", 2)
 
 
 def test_a_dead_nodes_buckets_come_here_and_a_new_incarnation_owns_nothing(setup: Setup):

@@ -20,7 +20,7 @@ from lbless_api.fields import Invalid
 from lbless_api.interfaces import Interface, choose_interface
 from lbless_nodeagent.dataplane.desired import Document
 from lbless_nodeagent.dataplane.engine import Vip
-from lbless_nodeagent.dataplane.membership import Epoch, Use, epoch_of, follow
+from lbless_nodeagent.dataplane.membership import Epoch, Use, epoch_of, follow, owned
 from lbless_nodeagent.dataplane.ports import Port, Ports
 from lbless_nodeagent.dataplane.tick.messages import Applied, Forgotten, Known, Learnt
 
@@ -35,12 +35,17 @@ Vips = Mapping[IPv4Address, Vip]
 
 @dataclass(frozen=True, slots=True)
 class _Followed:
-    """A ClusterIP as it is followed, by which document and epoch, and from what that was computed."""
+    """A ClusterIP as it is followed, by which document and epoch, and from what that was computed.
+
+    `complete`: the newest epoch by which this node was to have all that is its own; what it is still to gain by a newer
+    one waits for others to lose it.
+    """
 
     cause: tuple[object, ...]
     clusterip: ClusterIP
     document: Document
     epoch: int
+    complete: int
 
 
 class Shares:
@@ -108,9 +113,9 @@ class Shares:
         return followed.document if followed else None
 
     def epoch(self, clusterip: ClusterIP) -> int:
-        """The epoch in use of a ClusterIP, 0 for none."""
+        """The newest epoch of a ClusterIP by which this node has lost and gained what it is to, 0 for none."""
         followed = self._followed.get(clusterip.identity.uid)
-        return followed.epoch if followed else clusterip.epoch
+        return followed.complete if followed else clusterip.epoch
 
     def confirm(self, installed: Vips, decided: Mapping[str, Vip], applications: int) -> None:
         """Tell the tick process what the kernel follows. `decided` are the Vips that were wanted, by UID;
@@ -154,11 +159,12 @@ class Shares:
         last = self._followed.get(uid)
         if last and _same(last.cause, cause):
             return last.clusterip
-        mine = self._owned(uid, use, port, has or NOTHING)
+        mine, complete = self._owned(uid, use, port, has or NOTHING)
         followed = _as_followed(document.clusterip, newest.clusterip, self._node, mine)
         if last and last.clusterip == followed:
             followed = last.clusterip
-        self._followed[uid] = _Followed(cause, followed, document, use.epoch)
+        completed = use.epoch if complete else (last.complete if last else 0)
+        self._followed[uid] = _Followed(cause, followed, document, use.epoch, completed)
         return followed
 
     def _has(self, clusterip: ClusterIP, installed: Vips) -> BucketSet | None:
@@ -169,12 +175,14 @@ class Shares:
             return NOTHING
         return vip.owned if vip.hash == spec.hash else None
 
-    def _owned(self, uid: str, use: Use, port: Port, present: BucketSet) -> BucketSet:
-        """What of a ClusterIP this node is to have where the kernel has `present`."""
-        if not port.view.version:
-            return present
-        epoch = self._epochs.get((uid, use.document))
-        return follow(epoch, replace(port.view, use={uid: use}), self._node, present) if epoch else NOTHING
+    def _owned(self, uid: str, use: Use, port: Port, present: BucketSet) -> tuple[BucketSet, bool]:
+        """What of a ClusterIP this node is to have where the kernel has `present`; whether that is its whole share."""
+        epoch = self._epochs.get((uid, use.document)) if port.view.version else None
+        if epoch is None:
+            return (NOTHING if port.view.version else present), True
+        view = replace(port.view, use={uid: use})
+        mine = follow(epoch, view, self._node, present)
+        return mine, use.gain or mine == owned(epoch, view, self._node)
 
     def _place(
         self,
