@@ -421,3 +421,33 @@ def test_a_peer_that_missed_a_report_has_all_of_them_told_anew():
 
     assert len(told(Membership)) == 300
     assert len(told(NoRepeats)) < 10
+
+
+def test_only_what_tells_something_new_is_urgent_and_only_who_can_wait_is_calm():
+    driver = Driver()
+    urgent = []
+    for _ in range(12):
+        driver.run(0.1, B)
+        urgent.append(any(Flag.URGENT in frame.flags for frame in driver.turn.heartbeats))
+    assert any(urgent), "its listening has ended"
+    assert driver.turn.calm
+    assert not urgent[-1]
+    driver.machine.learn(epoch(), driver.now)
+    told = []
+    for _ in range(4):
+        driver.run(0.1, B)
+        told += [Flag.URGENT in frame.flags for frame in driver.turn.heartbeats]
+    assert told[:2] == [True, True], "the second is for who has missed the first"
+    assert told[-1] is False
+    # B is heard, and acknowledges nothing any more: the lease has 0.7 s from the last that it did.
+    calm = []
+    for _ in range(6):
+        driver.now += 0.1
+        driver.sequence += 1
+        driver.machine.heard(beat(B, driver.sequence), driver.now)
+        driver.tick()
+        assert driver.turn.lease_end is not None
+        calm.append(driver.turn.calm and driver.turn.lease_end - driver.now)
+    assert all(left is False or left > 2 * TIMES.tick for left in calm)
+    assert calm[0] is not False
+    assert calm[-1] is False

@@ -39,6 +39,8 @@ from lbless_nodeagent.dataplane.statefiles import IdentityFile, JournalFile
 
 GO_ON_SECONDS = 0.2
 """The tick process hears that often, at most, that this one does its work."""
+PASS_SECONDS = 30.0
+"""A pass that takes longer is as good as none: meanwhile no takeover reaches the kernel."""
 RETRY_SECONDS = 1.0
 
 MAX_PROBLEMS = 16
@@ -85,7 +87,7 @@ class Reconciler:
         self._boot_id = boot_id
         self._directory = directory
         self.shares = shares
-        self._went_on = 0.0
+        self._began, self._went_on = time.monotonic(), 0.0
         self.desired = DesiredDirectory(directory / DESIRED, boot_id, self._go_on)
         self._last_good = LastGood(directory / APPLIED, self._go_on)
         self._journal = JournalFile(directory, boot_id)
@@ -179,6 +181,7 @@ class Reconciler:
         self.links.close()
 
     def _pass(self) -> Outcome:
+        self._began = time.monotonic()
         desired = self.desired.read()
         network = self._addresses.network
         own = self._own(network, self._addresses.shared)
@@ -220,7 +223,7 @@ class Reconciler:
         """Tell the tick process that this one does its work: on a busy machine the first pass of a thousand addresses
         takes ten seconds. Cheap enough to call for each of them."""
         now = time.monotonic()
-        if self.shares and now - self._went_on >= GO_ON_SECONDS:
+        if self.shares and self._went_on + GO_ON_SECONDS <= now <= self._began + PASS_SECONDS:
             self._went_on = now
             self.shares.ports.alive()
 

@@ -309,6 +309,13 @@ class GainsAtOnce(Membership):
         return False
 
 
+class HeardAtLast(Membership):
+    """2: where nobody was ever heard, silence counts from the first frame on."""
+
+    def rule2_heard_at_last(self, arrived: float) -> None:
+        pass
+
+
 class GainsUnheard(Membership):
     """9: where nobody hears anybody, gaining waits for DEAD."""
 

@@ -286,6 +286,13 @@ def long_wait(world: World) -> float:
     return world.now + 62
 
 
+def filter_lifted(world: World) -> float:
+    """A minute passes, and from then on all hear each other."""
+    world.run(62)
+    world.lan.cut.clear()
+    return world.now
+
+
 def long_wait_and_epochs(world: World) -> float:
     """A minute passes, and then epochs follow each other, each within 0.5 s on all nodes."""
     world.run(62)

@@ -42,7 +42,7 @@ class Node:
         self.life = 0
         """Counts processes: an event of a former one is none of the present one."""
         self.woken: float | None = None
-        self.drained = 0.0
+        self.drained = self.sleeps_until = 0.0
         self.calm = False
         """Whether only urgent frames wake it."""
 
@@ -133,7 +133,8 @@ class Node:
         self.frozen = False
         self.note("goes on")
         self.changed()
-        self.wake_at(self.clock())
+        rings = any(heartbeat and Flag.URGENT in heartbeat.flags for heartbeat, _ in self.socket)
+        self.wake_at(self.sleeps_until if self.calm and not rings else self.clock())
 
     def cable(self, plugged: bool, *, seen: bool = True) -> None:
         """Its port goes down or up; `seen`: it has a carrier that tells."""
@@ -245,6 +246,7 @@ class Node:
             self.machine = None
             self.life += 1
         else:
+            self.sleeps_until = turn.wake
             self.wake_at(turn.wake)
 
     def _lease(self, end: float | None) -> None:

@@ -84,6 +84,7 @@ class Agreeing(Leasing):
             older = [epoch for number, epoch in standing.epochs.items() if number < chosen]
             standing.prior = frozenset(key for epoch in older for key in epoch.incarnations.items())
             standing.in_use, standing.in_use_since = chosen, self.now
+            standing.prior_unknown = False
             standing.epochs = {n: e for n, e in standing.epochs.items() if n >= chosen}
             standing.vacant = standing.acting = None
             standing.sharing = False
@@ -98,6 +99,7 @@ class Agreeing(Leasing):
         standing.resumed = None
         if number in standing.epochs:
             standing.in_use = standing.kernel_epoch = number
+            standing.in_use_since, standing.prior_unknown = self.now, True
         if acted:
             standing.acting, standing.sharing = self.now, True
 
@@ -188,6 +190,8 @@ class Agreeing(Leasing):
     def _may_have(self, standing: Standing, peer: Peer, report: EpochReport | None) -> bool:
         if report and (report.owns or report.acting):
             return True
+        if standing.prior_unknown and report is None and peer.lately and not peer.complete:
+            return True  # not all that it says has arrived
         present = standing.present
         return peer.key in standing.prior or (present is not None and present.names(*peer.key))
 

@@ -28,7 +28,9 @@ class Hearing(State):
         if not self.rule1_in_order(heartbeat):
             self.drop("stale")
             return False
-        self.ever_heard = True
+        if not self.ever_heard:
+            self.ever_heard = True
+            self.rule2_heard_at_last(arrived)
         peer = self.rule2_evidence(heartbeat.node, heartbeat.incarnation, heartbeat.sequence, arrived)
         peer.heard, peer.heard_sequence = max(peer.heard, arrived), heartbeat.sequence
         self._take_flags(peer, heartbeat)
@@ -75,6 +77,13 @@ class Hearing(State):
             peer.sequence, peer.evidence = sequence, max(peer.evidence, learnt) if peer.shown else learnt
             peer.shown = True
         return peer
+
+    def rule2_heard_at_last(self, arrived: float) -> None:
+        """Until now nothing was heard of anyone, and silence meant nothing: it counts from here on, for those too that
+        only epochs have named."""
+        for peer in self.peers.values():
+            if not peer.shown:
+                peer.evidence = max(peer.evidence, arrived)
 
     def rule2_report(self, node: bytes, incarnation: int, sequence: int, arrived: float, age_ms: int) -> None:
         """A peer heard it directly: that is evidence as old as the peer says."""

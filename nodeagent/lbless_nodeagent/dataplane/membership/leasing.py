@@ -148,7 +148,7 @@ class Leasing(Judging):
             peer.untold, peer.dispute = None, False
             self.rule7_forget_verdicts(peer)
         for standing in self.standings.values():
-            standing.in_use, standing.prior = 0, frozenset()
+            standing.in_use, standing.prior, standing.prior_unknown = 0, frozenset(), False
             standing.kernel_epoch, standing.kernel_owns = 0, False
             standing.vacant = standing.acting = standing.resumed = None
             standing.sharing = False

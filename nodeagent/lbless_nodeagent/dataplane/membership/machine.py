@@ -212,10 +212,11 @@ class Membership(Speaking):
         return max(wake, self.now + _EPSILON)
 
     def _calm(self) -> bool:
-        """Whether frames that are not urgent can wait for the next TICK: it has a lease, which they will extend by then
-        as well as now, lacks nothing, and none of them may be of one that it counts dead."""
+        """Whether frames that are not urgent can wait for the next TICK: it has a lease that runs for longer, lacks
+        nothing, and none of them may be of one that it counts dead."""
         return (
-            self.valid
+            self.lease_end is not None
+            and self.lease_end - self.now > 2 * self.times.tick
             and self.steady
             and self.listening is None
             and not (self.stopping or self.held or self.returning is not None or self._lacking)

@@ -97,8 +97,9 @@ class Speaking(Stopping):
         room = MAX_BYTES - HEARTBEAT_BYTES - PEER_BYTES * len(peers)
         verdicts = verdicts[: max(0, room // VERDICT_BYTES)]
         room -= VERDICT_BYTES * len(verdicts)
-        # Deaf is believed in the second frame that says so: that one is news, too.
-        self.urgent = self.changed or self.answer or self.leaving or self.deaf
+        # Deaf is believed in the second frame that says so, and the second that has a change is for those who missed
+        # the first: they are news, too.
+        self.urgent = self.changed or self.answer or self.leaving or self.deaf or bool(self.queue)
         frames = [self._heartbeat(peers, verdicts, self._epochs(room // EPOCH_BYTES, SETTLED_REPORTS))]
         whole = (MAX_BYTES - HEARTBEAT_BYTES) // EPOCH_BYTES
         while len(frames) < BURST_FRAMES and self._untold(frames):

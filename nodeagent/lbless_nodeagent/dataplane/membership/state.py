@@ -87,6 +87,8 @@ class Standing:
     use: Use = NOT_FOLLOWED
     reports: dict[bytes, EpochReport] = field(default_factory=dict)
     """What each peer says about it, by node id."""
+    prior_unknown: bool = False
+    """Whether the epoch in use is a former process': whom those before it named is forgotten."""
     resumed: tuple[int, bool] | None = None
     """What a former process of this incarnation had in use, and whether it acted, until the epoch is learnt."""
 

@@ -98,14 +98,21 @@ class Ticker:
         calm = all(station.calm for station in self._stations.values())
         wake = min((s.wake for s in self._stations.values() if s.begun), default=self._figures_at)
         wake = min(wake, self._figures_at)
-        rest = min(drained_at + (self._calm_rest if calm else self._rest), wake) - now()
-        if self._channel.has_more or (rest > 0 and self._resting.poll(rest * 1000)):
+        rested = min(drained_at + (self._calm_rest if calm else self._rest), wake)
+        if self._channel.has_more or (not calm and self._rests_until(rested)):
             return
         wanted = select.POLLIN | select.POLLOUT if self._channel.is_blocked else select.POLLIN
         poll = self._bells if calm else self._wires
         poll.modify(self._channel.fileno(), wanted)
         # Rounded up: a poll that ends before the time would only be another one.
-        poll.poll(max(0.0, wake - now()) * 1000 + 0.9)
+        ready = poll.poll(max(0.0, wake - now()) * 1000 + 0.9)
+        if calm and ready and all(descriptor != self._channel.fileno() for descriptor, _ in ready):
+            self._rests_until(rested)
+
+    def _rests_until(self, end: float) -> bool:
+        """Wait for a time, whatever the wires bring; returns whether a message has ended that early."""
+        rest = end - now()
+        return rest > 0 and bool(self._resting.poll(rest * 1000))
 
     def _watch(self) -> None:
         """Give up where the programming process could take over nothing for so long."""

@@ -73,12 +73,13 @@ class Wire:
         self.gone = False
         self._address = (interface, ETHERTYPE, 0, 0, GROUP)
         with ExitStack() as opened:
+            # Of two sockets the kernel serves the newer one first: what rings is to be there already.
+            self._bell = Bell(interface, index, ETHERTYPE, URGENT)
+            opened.callback(self._bell.close)
             self._packets = PacketSocket(
                 interface, index, ETHERTYPE, HEARTBEATS, buffer_bytes=BUFFER_BYTES, group=GROUP
             )
             opened.callback(self._packets.close)
-            self._bell = Bell(interface, index, ETHERTYPE, URGENT)
-            opened.callback(self._bell.close)
             self._tallies: list[Tally] = []
             for ethertype, program in ((ETHERTYPE, NO_HEARTBEATS), (ETHERTYPE_IPV4, VIP_TRAFFIC)):
                 self._tallies.append(Tally(interface, index, ethertype, program))
