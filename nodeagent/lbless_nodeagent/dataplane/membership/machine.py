@@ -13,7 +13,8 @@ choice or the simulation showed that it must be otherwise:
 - Rule 1: a frame that tells something new is urgent. A node that is calm need read no other before its own next one
   is due (`Turn.calm`): frames have the times of their arrival, so that waiting changes no evidence.
 - Rule 2, the 60 s: where no peer was ever heard, nobody is counted dead at all, so that filtered heartbeats
-  make nobody take over. After 60 s an epoch comes into use without those who never showed that they hold it.
+  make nobody take over; silence counts from the first frame on. After 60 s an epoch comes into use without those
+  who never showed that they hold it.
 - Rule 3: whom this node never heard directly, it counts dead when a living peer does, or after a hold; and it
   gives no verdicts while it listens, as rule 7 has it forget them.
 - Rules 3 and 5: a time of 2 TICKs without a frame of any kind is a gap, too. Between HEARD and QUIET a flapping
