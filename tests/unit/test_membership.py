@@ -73,7 +73,7 @@ class Driver:
         """One turn; the kernel follows at once."""
         self.turn = self.machine.tick(self.now)
         for uid, use in self.turn.view.use.items():
-            self.machine.applied(uid, use.epoch, use.epoch > 0)
+            self.machine.applied(uid, use.epoch, use.epoch > 0 or use.acting is not None)
         self.machine.followed_view(self.turn.view.version)
 
 
@@ -451,3 +451,21 @@ def test_only_what_tells_something_new_is_urgent_and_only_who_can_wait_is_calm()
     assert all(left is False or left > 2 * TIMES.tick for left in calm)
     assert calm[0] is not False
     assert calm[-1] is False
+
+
+def test_one_that_acts_has_its_lease_again_beside_another_whatever_epoch_that_one_last_used():
+    driver = Driver(incarnation=2)
+    driver.machine.learn(epoch(), driver.now)
+    driver.run(3)
+    assert driver.turn.view.use["u"].acting == ("a",)
+    acts = (EpochReport(clusterip_id("u"), held=1, in_use=1, owns=True, named=False, acting=True),)
+    driver.run(1, B, incarnation=2, epochs=acts)
+    assert driver.turn.view.use["u"].acting == ("a", "b")
+    for _ in range(9):  # it hears B, but B does not hear it
+        driver.now += 0.1
+        driver.sequence += 1
+        driver.machine.heard(beat(B, driver.sequence, incarnation=2, epochs=acts), driver.now)
+        driver.tick()
+    assert driver.turn.lease_end is None
+    driver.run(0.3, B, incarnation=2, epochs=acts)
+    assert driver.turn.lease_end is not None

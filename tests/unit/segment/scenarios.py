@@ -104,7 +104,7 @@ SCENARIOS = (
     Scenario("heartbeats not heard by one", faults.not_heard_by_one, 0, 0.1),
     Scenario("20% loss", faults.loss_20, 0, 0.5),
     Scenario("20% loss and crash", faults.loss_20_and_crash, 0, 0.85),
-    Scenario("50% loss", faults.loss_50, 0.4, 1.2, settled=False),
+    Scenario("50% loss", faults.loss_50, 0.45, 1.2, settled=False),
     Scenario("flapping link", faults.flapping, 0, 0.4),
     Scenario("flapping beyond the port", faults.flapping_behind_a_switch, 0.2, 0.8),
     Scenario("flapping slowly", faults.slow_flapping, 0.4, 0.9),
@@ -144,6 +144,6 @@ SCENARIOS = (
         newest=True,
         begin=faults.filtered,
     ),
-    Scenario("many epochs, 33% loss", changes.epochs_lossy, 0, 0.5, newest=True, clusterips=12),
+    Scenario("many epochs, 33% loss", changes.epochs_lossy, 0, 0.9, newest=True, clusterips=12),
     Scenario("one-way cut, epoch", changes.crash_of_one_way, 0, 1.0, newest=True, nodes=(3, 5)),
 )

@@ -104,13 +104,18 @@ class Leasing(Judging):
     def rule5_outrun(self) -> bool:
         """Whether the kernel still keeps buckets by an epoch that is older than the one in use here or at a peer
         that lives: while this node's lease had lapsed nobody waited for it, so that others may have them. Until
-        the kernel has lost them a lease does not begin anew."""
+        the kernel has lost them a lease does not begin anew. Nodes that act share by no epoch, so that among them
+        none is ahead."""
         return any(
             standing.kernel_owns
             and standing.kernel_epoch
             < max(
                 standing.in_use,
-                *(said.in_use for node, said in standing.reports.items() if not self.peers[node].dead),
+                *(
+                    said.in_use
+                    for node, said in standing.reports.items()
+                    if not self.peers[node].dead and not (standing.sharing and said.acting)
+                ),
                 0,
             )
             for standing in self.standings.values()
