@@ -66,17 +66,24 @@ def takeovers(probes: Sequence[Probe], owners: Owners, struck: Collection[str], 
 def unserved_seconds(probes: Sequence[Probe], since: float) -> float:
     """The longest time without an answer in one bucket that began after `since` or was under way then.
 
-    Infinity if it has not ended: the last attempt was not answered.
+    It ends with the first answer that comes, to whichever attempt: one client's may be late, because the node must ask
+    for its MAC again first. Infinity if it has not ended: the last attempt was not answered.
     """
     longest, begun = 0.0, None
     last = since
-    for probe in probes:
+    first = float("inf")
+    answers = []  # when the first came to each attempt or a later one
+    for probe in reversed(probes):
+        first = min(first, probe.answered)
+        answers.append(first)
+    answers.reverse()
+    for probe, answered in zip(probes, answers, strict=True):
         if probe.answerer is None:
             if probe.ended >= since and begun is None:
                 begun = max(last, since)
         else:
             if begun is not None:
-                longest = max(longest, probe.answered - begun)
+                longest = max(longest, answered - begun)
             begun, last = None, probe.started
     return float("inf") if begun is not None else longest
 

@@ -38,6 +38,12 @@ def test_an_outage_that_the_fault_began_counts_from_the_fault():
     ) == pytest.approx(1.001)
 
 
+def test_an_outage_ends_with_the_first_answer_though_one_to_an_earlier_attempt_is_later():
+    late = probe(10.4, None, senders=("n1",), acknowledged=11.2)
+    probes = [probe(10.1, None), late, probe(10.5, "n1"), probe(10.6, None), probe(10.7, "n1")]
+    assert takeover.unserved_seconds(probes, AT) == pytest.approx(0.501)
+
+
 def test_what_nobody_answers_any_more_is_unserved_for_ever_and_an_orphan():
     probes = [probe(9.9, "n1"), probe(10.5, None), probe(10.5, "n2", bucket=1)]
     (found,) = takeover.takeovers(probes, OWNERS, {"n1"}, AT)
