@@ -144,6 +144,7 @@ SCENARIOS = (
         newest=True,
         begin=faults.filtered,
     ),
-    Scenario("many epochs, 33% loss", changes.epochs_lossy, 0, 0.9, newest=True, clusterips=12),
+    # Not for two nodes: one in a hundred times one rightly counts the other dead, whose last seven frames were lost.
+    Scenario("many epochs, 33% loss", changes.epochs_lossy, 0, 0.9, nodes=(3, 5), newest=True, clusterips=12),
     Scenario("one-way cut, epoch", changes.crash_of_one_way, 0, 1.0, newest=True, nodes=(3, 5)),
 )
