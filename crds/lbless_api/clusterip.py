@@ -106,11 +106,16 @@ class Spec:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What a node owns in an epoch. Named with no buckets: it holds the address and keeps no packet."""
+    """What a node owns in an epoch. Named with no buckets: it holds the address and keeps no packet.
+
+    `address` is the node's own on the interface with the shared one, None where that is not known: others send on to
+    it what they no longer keep.
+    """
 
     node: str
     incarnation: int
     buckets: BucketSet
+    address: IPv4Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +315,7 @@ def _parse_assignment(value: object, where: str, buckets: int) -> Assignment:
         node=_object_name(entry.get("node"), f"{where}.node"),
         incarnation=integer(entry.get("incarnation", 0), f"{where}.incarnation", 0, MAX_NUMBER),
         buckets=_bucket_set(entry.get("buckets", ""), f"{where}.buckets", buckets),
+        address=ipv4(entry["address"], f"{where}.address") if entry.get("address") else None,
     )
 
 

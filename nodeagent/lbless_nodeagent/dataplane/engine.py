@@ -14,6 +14,7 @@ from lbless_api.buckets import BucketSet
 from lbless_api.capabilities import Capability, Demand
 from lbless_api.clusterip import HashParameters, PortRange, SourceMAC
 from lbless_api.node import EngineReport
+from lbless_nodeagent.dataplane.moving import AT_REST, Moving
 
 
 class EngineError(Exception):
@@ -30,7 +31,7 @@ class Vip:
 
     `ports` are sorted and merged, None means all; `owned` are the buckets that this node is to keep: none
     is a Vip like any other, whose packets are all dropped. `source_mac` is whose MAC the address's own frames
-    come from.
+    come from. `moving` are the buckets between two owners.
     """
 
     ip: IPv4Address
@@ -40,6 +41,7 @@ class Vip:
     ports: tuple[PortRange, ...] | None
     owned: BucketSet
     source_mac: SourceMAC = SourceMAC.NODE
+    moving: Moving = AT_REST
 
     @property
     def demand(self) -> Demand:
