@@ -5,8 +5,9 @@ Owns starting and ending it, which addresses and ports probe which bucket, and t
 
 Attempts are whole connections that end with the node's name, because that is what users notice. Each is given up
 after 150 ms and followed by a fresh one, so that the measure does not depend on TCP's own patience (it sends a lost
-SYN again after 1 s). The wire is watched beside it: a SYN-ACK counts as an answer, also one that came too late for
-its connection, and two of different senders for one SYN are the double answer that must not be.
+SYN again after 1 s); with `PATIENT_SECONDS` it does, and a lost SYN shows by the one that is sent again. The wire is
+watched beside it: a SYN-ACK counts as an answer, also one that came too late for its connection, and two of different
+senders for one SYN are the double answer that must not be.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from lbless_api.hashing import bucket
 
 PER_SECOND = 400
 PATIENCE_SECONDS = 0.15
+PATIENT_SECONDS = 3.0
 START_SECONDS = 15
 END_SECONDS = 15
 AGAIN_SECONDS = 0.9
@@ -42,7 +44,7 @@ class Probe:
     """An attempt that has ended, in seconds of CLOCK_MONOTONIC: who answered it, or what went wrong.
 
     `senders` are the nodes that sent a SYN-ACK for it, in their order; `acknowledged` is when the first came, and
-    `apart_seconds` how much later the first of the last of them.
+    `apart_seconds` how much later the first of the last of them. `syns` are the times of its SYNs on the wire.
     """
 
     number: int
@@ -56,6 +58,7 @@ class Probe:
     senders: tuple[str, ...] = ()
     acknowledged: float | None = None
     apart_seconds: float = 0.0
+    syns: tuple[float, ...] = ()
 
     @property
     def answerer(self) -> str | None:
@@ -123,15 +126,20 @@ class Log:
         self._node_of = node_of
         self._ended: dict[int, tuple[int, str, int, float, float, str | None, str | None]] = {}
         self._senders: dict[int, dict[str, float]] = {}
+        self._syns: dict[int, list[float]] = {}
         self._lock = threading.Lock()
         self.late_seconds = 0.0
         """By how much the prober itself was late at the worst; known after its end."""
+        self.missed = 0
+        """How many SYNs and SYN-ACKs it was too busy to see; known after its end."""
 
     def add(self, line: str) -> None:
         """Take one line of the program's output."""
         kind, *words = line.rstrip("\n").split(maxsplit=8)
         with self._lock:
             match kind, words:
+                case "syn", [number, at]:
+                    self._syns.setdefault(int(number), []).append(float(at))
                 case "ack", [number, at, mac]:
                     self._senders.setdefault(int(number), {}).setdefault(self._node_of(mac), float(at))
                 case "end", [number, one, source, port, started, ended, node, error]:
@@ -140,6 +148,8 @@ class Log:
                     self._ended[int(number)] = (int(one), source, int(port), *times, *answer)
                 case "late", [seconds]:
                     self.late_seconds = float(seconds)
+                case "missed", [count]:
+                    self.missed = int(count)
                 case _:
                     raise LabError(f"the prober said {line!r}")
 
@@ -152,7 +162,8 @@ class Log:
                     senders = self._senders.get(number, {})
                     first = min(senders.values(), default=None)
                     apart = max(senders.values()) - first if first is not None else 0.0
-                    found.append(Probe(number, *ended, tuple(senders), first, apart))
+                    syns = tuple(self._syns.get(number, ()))
+                    found.append(Probe(number, *ended, tuple(senders), first, apart, syns))
         return sorted(found, key=lambda probe: probe.number)
 
 
@@ -218,6 +229,11 @@ class Prober:
         if error is None and (process.returncode != 0 or self._fault):
             why = self._fault or self._client.last_words("prober")
             raise LabError(f"the prober on {self._client.namespace} broke off: {why}")
+        if error is None and self.log.missed:
+            raise LabError(
+                f"the prober on {self._client.namespace} missed {self.log.missed} frames, so it proves nothing: "
+                f"try again on a calmer machine"
+            )
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None

@@ -15,6 +15,7 @@ START_SECONDS = 10
 TCP_PORT = 8080
 UDP_PORT = 5353
 STREAM_PORT = 8082
+ECHO_PORT = 8083
 # Something of the node's own that is not meant to answer on a shared address.
 SSH_PORT = 22
 
@@ -27,14 +28,16 @@ def serving(
     udp: Sequence[int] = (UDP_PORT,),
     long: Sequence[int] = (),
     stream: Sequence[int] = (),
+    echo: Sequence[int] = (),
 ) -> Iterator[list[subprocess.Popen[str]]]:
     """Serve on every host, on all its addresses, inside the block; every port is bound when it begins.
 
-    `long` are TCP ports whose answers have 256 KiB, `stream` those whose answers do not end (see `downloads`).
+    `long` are TCP ports whose answers have 256 KiB, `stream` those whose answers do not end (see `downloads`), `echo`
+    those that send back what they get (see `echoes`).
 
     Raises LabError where a server does not start (a port in use, say).
     """
-    servers = [start(host, tcp=tcp, udp=udp, long=long, stream=stream) for host in hosts]
+    servers = [start(host, tcp=tcp, udp=udp, long=long, stream=stream, echo=echo) for host in hosts]
     try:
         for host, server in zip(hosts, servers, strict=True):
             await_ready(host, server)
@@ -51,9 +54,10 @@ def start(
     udp: Sequence[int],
     long: Sequence[int] = (),
     stream: Sequence[int] = (),
+    echo: Sequence[int] = (),
 ) -> subprocess.Popen[str]:
     """Start the server of one host; it may not be ready yet."""
-    ports = {"--tcp": tcp, "--udp": udp, "--long": long, "--stream": stream}
+    ports = {"--tcp": tcp, "--udp": udp, "--long": long, "--stream": stream, "--echo": echo}
     words = [word for option, numbers in ports.items() for word in (option, *map(str, numbers))]
     return host.popen(host.inside("servers", host.name, *words), stdout=subprocess.PIPE, log="servers")
 

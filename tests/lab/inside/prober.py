@@ -5,13 +5,16 @@ source, port], …]}. The attempts are made in turn and over again until standar
 its own, which gets the server's line and is reset. Out, a line for each thing that happens:
 
     ready                                      nothing is missed any more
+    syn NUMBER TIME                            a SYN of that attempt has left; more than one: it was sent again
     ack NUMBER TIME MAC                        a SYN-ACK for that attempt, sent by that hardware address
     end NUMBER BUCKET SOURCE PORT STARTED ENDED NODE ERROR      how it ended; NODE or ERROR is "-"
     late SECONDS                               at the end: by how much it was late at the worst
+    missed FRAMES                              at the end: how many SYNs and SYN-ACKs the kernel had no room for
 
-Times are of CLOCK_MONOTONIC, in seconds. An attempt that nobody has answered within the patience is given up, long
-before the kernel would send its SYN again (1 s): what is not answered is asked anew, from another port of the same
-bucket, so that an outage is measured at the pace of the attempts and not at TCP's. A reset (SO_LINGER 0) leaves
+Times are of CLOCK_MONOTONIC, in seconds; those of frames are the kernel's. An attempt that nobody has answered within
+the patience is given up. With one below a second, after which the kernel sends a SYN again, what is not answered is
+asked anew, from another port of the same bucket, so that an outage is measured at the pace of the attempts and not at
+TCP's; with a longer one, SYNs that are sent again are what tells that one was lost. A reset (SO_LINGER 0) leaves
 nothing of a connection at either end, so that its port can be used again.
 """
 
@@ -30,7 +33,9 @@ from dataclasses import dataclass, field
 from itertools import cycle
 
 ETH_P_ALL = 3
-SO_RCVBUFFORCE, SO_ATTACH_FILTER = 33, 26
+SO_RCVBUFFORCE, SO_TIMESTAMPNS, SO_ATTACH_FILTER = 33, 35, 26
+SOL_PACKET, PACKET_STATISTICS, PACKET_OUTGOING = 263, 6, 4
+TIMESPEC, STATISTICS = struct.Struct("@qq"), struct.Struct("@II")
 RECEIVE_BUFFER = 16 * 1024 * 1024
 HANG_UP = struct.pack("@ii", 1, 0)
 # Slots that were missed by more are left out: a burst would measure the burst.
@@ -113,16 +118,25 @@ class Prober:
         self.found.append(f"end {what} {attempt.started:.6f} {ended:.6f} {node} {error}")
 
     def see(self, tap: socket.socket) -> None:
-        """Note the SYN-ACKs that have come, each with its sender."""
+        """Note the SYNs that have left and the SYN-ACKs that have come, each of these with its sender."""
+        ahead = time.time() - time.monotonic()
         while True:
             try:
-                frame = tap.recv(128)
+                frame, ancillary, _, interface = tap.recvmsg(128, socket.CMSG_SPACE(TIMESPEC.size))
             except BlockingIOError:
                 return
+            seconds, nanoseconds = TIMESPEC.unpack(ancillary[0][2])
+            at = seconds + nanoseconds / 1e9 - ahead
             header = (frame[14] & 0x0F) * 4
-            (port,) = struct.unpack_from("!H", frame, 14 + header + 2)
-            if number := self.numbers.get((frame[30:34], port)):
-                self.found.append(f"ack {number} {time.monotonic():.6f} {frame[6:12].hex(':')}")
+            ports = struct.unpack_from("!HH", frame, 14 + header)
+            outgoing = interface[2] == PACKET_OUTGOING
+            if bool(frame[14 + header + 13] & 0x10) == outgoing:
+                continue  # another client's SYN, which the switch has flooded
+            own = (frame[26:30], ports[0]) if outgoing else (frame[30:34], ports[1])
+            if number := self.numbers.get(own):
+                self.found.append(
+                    f"syn {number} {at:.6f}" if outgoing else f"ack {number} {at:.6f} {frame[6:12].hex(':')}"
+                )
 
     def write(self) -> None:
         """Tell what was found out."""
@@ -146,7 +160,8 @@ def main() -> None:
     prober = Prober(target, attempts, plan["patience_seconds"], poll)
     print("ready", flush=True)
     worst = run(prober, tap, 1 / plan["per_second"])
-    print(f"late {worst:.6f}", flush=True)
+    _, missed = STATISTICS.unpack(tap.getsockopt(SOL_PACKET, PACKET_STATISTICS, STATISTICS.size))
+    print(f"late {worst:.6f}\nmissed {missed}", flush=True)
 
 
 def run(prober: Prober, tap: socket.socket, interval_seconds: float) -> float:
@@ -180,27 +195,33 @@ def run(prober: Prober, tap: socket.socket, interval_seconds: float) -> float:
 
 
 def open_tap(interface: str, address: str, port: int) -> socket.socket:
-    """Return a socket that gets the SYN-ACKs that arrive from the address and port, and nothing else."""
+    """Return a socket that gets the SYNs to the address and port and the SYN-ACKs from there, and nothing else."""
     # Protocol 0 receives nothing until it is bound, so that no frame passes before the filter is in place.
     tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     tap.setblocking(False)
     tap.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
-    (source,) = struct.unpack("!I", socket.inet_aton(address))
-    half, word, byte, equal, both, accept = 0x28, 0x20, 0x50, 0x15, 0x54, 0x06
-    length, half_at = 0xB1, 0x48
+    tap.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+    (shared,) = struct.unpack("!I", socket.inet_aton(address))
+    half, word, byte, equal, both, accept = 0x28, 0x20, 0x30, 0x15, 0x54, 0x06
+    length, half_at, byte_at = 0xB1, 0x48, 0x50
     program = [  # (operation, jump if true, jump if false, operand)
         (half, 0, 0, 12),  # ethertype
-        (equal, 0, 10, 0x0800),
-        (word, 0, 0, 26),  # IPv4 source
-        (equal, 0, 8, source),
-        (0x30, 0, 0, 23),  # protocol
-        (equal, 0, 6, socket.IPPROTO_TCP),
+        (equal, 0, 15, 0x0800),
+        (byte, 0, 0, 23),  # protocol
+        (equal, 0, 13, socket.IPPROTO_TCP),
         (length, 0, 0, 14),  # of the IPv4 header, into X
+        (byte_at, 0, 0, 14 + 13),  # TCP flags
+        (both, 0, 0, 0x12),  # SYN and ACK
+        (equal, 0, 4, 0x12),
+        (word, 0, 0, 26),  # IPv4 source
+        (equal, 0, 7, shared),
         (half_at, 0, 0, 14),  # TCP source port
-        (equal, 0, 3, port),
-        (byte, 0, 0, 14 + 13),  # TCP flags
-        (both, 0, 0, 0x12),
-        (equal, 1, 0, 0x12),  # SYN and ACK
+        (equal, 6, 5, port),
+        (equal, 0, 4, 0x02),
+        (word, 0, 0, 30),  # IPv4 destination
+        (equal, 0, 2, shared),
+        (half_at, 0, 0, 14 + 2),  # TCP destination port
+        (equal, 1, 0, port),
         (accept, 0, 0, 0),
         (accept, 0, 0, 128),
     ]

@@ -1,10 +1,11 @@
 """A node's service: says over TCP and UDP, in one line of JSON, which node answers whom.
 
-Run as `servers.py NODE --tcp PORT… --udp PORT… --long PORT… --stream PORT…`; writes `ready` to standard output once
-every port is bound. A TCP connection gets a line when it is accepted and one more for each line that it sends, until
-the client closes it. On the ports of `--long`, TCP too, a line has 256 KiB, most of it blanks. On those of `--stream`
-data follows the line, steadily and never the same, in pieces with their length (4 bytes) before them; when the client
-has ended its side, a length of 0 and the SHA-256 of all data are the end.
+Run as `servers.py NODE --tcp PORT… --udp PORT… --long PORT… --stream PORT… --echo PORT…`; writes `ready` to standard
+output once every port is bound. A TCP connection gets a line when it is accepted and one more for each line that it
+sends, until the client closes it. On the ports of `--long`, TCP too, a line has 256 KiB, most of it blanks. On those of
+`--stream` data follows the line, steadily and never the same, in pieces with their length (4 bytes) before them; when
+the client has ended its side, a length of 0 and the SHA-256 of all data are the end. On those of `--echo` everything
+that comes is sent back, after the line.
 """
 
 import argparse
@@ -35,12 +36,46 @@ def main() -> None:
     parser.add_argument("--udp", type=int, nargs="*", default=[])
     parser.add_argument("--long", type=int, nargs="*", default=[])
     parser.add_argument("--stream", type=int, nargs="*", default=[])
+    parser.add_argument("--echo", type=int, nargs="*", default=[])
     arguments = parser.parse_args()
-    asyncio.run(serve(arguments.node, arguments.tcp, arguments.udp, arguments.long, arguments.stream))
+    asyncio.run(
+        serve(
+            arguments.node,
+            arguments.tcp,
+            arguments.udp,
+            arguments.long,
+            arguments.stream,
+            arguments.echo,
+        )
+    )
+
+
+class Echo(asyncio.Protocol):
+    """One connection whose data goes back; without a stream's buffers, as there may be hundreds of them."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Say who answers."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.write(_answer(self._node, transport.get_extra_info("peername")))
+
+    def data_received(self, data: bytes) -> None:
+        """Send it back."""
+        assert self._transport is not None
+        self._transport.write(data)
 
 
 async def serve(
-    node: str, tcp_ports: list[int], udp_ports: list[int], long_ports: list[int], stream_ports: list[int]
+    node: str,
+    tcp_ports: list[int],
+    udp_ports: list[int],
+    long_ports: list[int],
+    stream_ports: list[int],
+    echo_ports: list[int],
 ) -> None:
     """Bind every port on all addresses, say so, and answer."""
 
@@ -86,6 +121,10 @@ async def serve(
         await asyncio.start_server(stream, "0.0.0.0", port, reuse_address=True) for port in stream_ports
     ]
     loop = asyncio.get_running_loop()
+    servers += [
+        await loop.create_server(lambda: Echo(node), "0.0.0.0", port, backlog=BACKLOG, reuse_address=True)
+        for port in echo_ports
+    ]
     for port in udp_ports:
         listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         listener.setblocking(False)
