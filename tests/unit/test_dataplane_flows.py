@@ -136,7 +136,6 @@ class Kernel:
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
-        self.asked = 0
 
     def entry(self, sequence: int, *, interrupted: bool = False) -> bytes:
         body = FORTH + BACK + state_of(State.ESTABLISHED)
@@ -148,6 +147,22 @@ class Kernel:
 
     def says(self, *answers: bytes) -> None:
         self._end.send(b"".join(answers))
+
+
+class Overflowing:
+    """A socket that has once no room for what the kernel sends."""
+
+    def __init__(self, inner: socket.socket) -> None:
+        self._inner = inner
+        self._overflows = True
+        self.settimeout, self.send = inner.settimeout, inner.send
+
+    def recv(self, size: int) -> bytes:
+        received = self._inner.recv(size)
+        if self._overflows:
+            self._overflows = False
+            raise OSError(errno.ENOBUFS, "No buffer space available")
+        return received
 
 
 @pytest.fixture
@@ -165,6 +180,17 @@ def test_a_dump_that_was_interrupted_or_lost_a_part_is_repeated_and_nothing_of_i
     kernel.says(kernel.entry(2), kernel.end(2, code=errno.EINTR))
     kernel.says(kernel.entry(3), kernel.end(3, kind=2, code=errno.ENOBUFS))
     kernel.says(kernel.entry(3), kernel.entry(4), kernel.end(4))
+    assert Flows().to([VIPS[0]]) == [FLOW]
+
+
+def test_a_dump_of_which_a_part_found_no_room_is_read_to_its_end_and_repeated(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near = flows.open_socket()
+    monkeypatch.setattr(flows, "open_socket", lambda: Overflowing(near))
+    kernel.says(kernel.entry(1))
+    kernel.says(kernel.end(1))
+    kernel.says(kernel.entry(2), kernel.end(2))
     assert Flows().to([VIPS[0]]) == [FLOW]
 
 

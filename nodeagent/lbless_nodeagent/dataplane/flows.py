@@ -158,7 +158,11 @@ class Flows:
         self._socket.close()
 
     def count(self, given: Given) -> dict[IPv4Address, int]:
-        """How many flows that are not over are in the given buckets of each address; raises FlowsError."""
+        """How many flows that are not over are in the given buckets of each address; raises FlowsError.
+
+        Takes some 1 µs for each flow to another address, beside the kernel's 2, and 25 µs for each to one of these,
+        most of it to parse it and to compute its bucket: with 100,000 of them ask at a pace of some seconds.
+        """
         asked = {ip: which for ip, which in given.items() if which[1]}
         return count(self.to(asked), given)
 
@@ -190,7 +194,13 @@ class Flows:
         self._socket.send(head + question)
         interrupted = False
         while True:
-            received = memoryview(self._socket.recv(_RECEIVE_BYTES))
+            try:
+                received = memoryview(self._socket.recv(_RECEIVE_BYTES))
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                interrupted = True  # read on to its end: the kernel begins no second dump on a socket
+                continue
             for flags, kind, sequence, whole in messages(received):
                 if sequence != self._sequence:
                     continue  # the rest of a dump that was given up
