@@ -7,7 +7,7 @@ tuples: a segment of 16 nodes has each of them read 3,000 a second, and a tuple 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
+from enum import IntFlag
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -41,16 +41,6 @@ class Flag(IntFlag):
     URGENT = 128
 
 
-class Handover(IntEnum):
-    """How far the sender is with a move of buckets of a ClusterIP."""
-
-    NONE = 0
-    STANDBY = 1
-    DRAIN = 2
-    FRESH = 3
-    DRAINED = 4
-
-
 class PeerReport(NamedTuple):
     """The newest frame of a peer of which the sender knows, and when it learnt of it, in ms before this was sent.
 
@@ -76,15 +66,22 @@ class Verdict(NamedTuple):
 class EpochReport(NamedTuple):
     """Where the sender is with one ClusterIP. `held`: the newest epoch it has; `in_use`: the one its kernel
     follows, 0 for none; `owns` a bucket; `named`: in the epoch in use or the one held; `acting`: it serves,
-    or is about to, without an epoch that names a living node. One with `held` 0 tells that it was forgotten."""
+    or is about to, without an epoch that names a living node. One with `held` 0 tells that it was forgotten.
+
+    Of moves: `ready`, to be sent on what the former owners of buckets that it gains by `held` no longer take;
+    `gained`, it has all that is its own by `in_use`; `sends`, it still sends something on; `drains`, it still
+    finishes flows in buckets that it has given up."""
 
     clusterip: bytes
     held: int
     in_use: int
     owns: bool
     named: bool
-    handover: Handover = Handover.NONE
     acting: bool = False
+    ready: bool = False
+    gained: bool = False
+    sends: bool = False
+    drains: bool = False
 
     def mark(self) -> int:
         """This report as 24 bits of a digest: that of several is the exclusive or of theirs; forgotten ones are
@@ -92,7 +89,8 @@ class EpochReport(NamedTuple):
         Against loss alone: who could forge one could forge the frame."""
         if not self.held:
             return 0
-        said = f"{self.held},{self.in_use},{self.owns:d},{self.named:d},{self.acting:d},{self.handover:d}"
+        states = self[3:]
+        said = f"{self.held},{self.in_use},{states}"
         return int.from_bytes(sha256(self.clusterip + said.encode()).digest()[:3], "big")
 
 

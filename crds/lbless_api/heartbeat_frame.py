@@ -24,8 +24,8 @@ long, and bit 0 is the lowest.
                then epoch reports up to         0  8    ClusterIP id
                the tail                         8  u48  epoch held
                                                14  u48  epoch in use
-                                               20  u8   bit 0: owns, 1: named, 2 to 4: handover,
-                                                        5: acting
+                                               20  u8   bit 0: owns, 1: named, 2: acting,
+                                                        3: ready, 4: gained, 5: sends, 6: drains
 
     epoch request, after the head              epoch piece, after the head
     21         for each that is wanted,        21  8    ClusterIP id
@@ -58,7 +58,6 @@ from lbless_api.heartbeat import (
     EpochReport,
     EpochRequest,
     Flag,
-    Handover,
     Heartbeat,
     Message,
     PeerReport,
@@ -129,14 +128,8 @@ _ALL_FLAGS = sum(Flag)
 _LOW = 0xFFFFFFFF
 _COMPLETE, _DIRECT = 0x8000, 0x4000
 _MAX_AGE_MS = 0x3FFF
-# By what the last byte of an epoch report may be; a lookup costs a tenth of calling the enumeration.
-_STATES = {
-    owns | named << 1 | handover << 2 | acting << 5: (owns, named, handover, acting)
-    for owns in (False, True)
-    for named in (False, True)
-    for handover in Handover
-    for acting in (False, True)
-}
+# By what the last byte of an epoch report may be.
+_STATES = {number: tuple(bool(number >> bit & 1) for bit in range(7)) for number in range(2**7)}
 
 
 def fit(heartbeat: Heartbeat) -> Heartbeat:
@@ -250,7 +243,13 @@ def _heartbeat_body(heartbeat: Heartbeat) -> bytes:
             _id(epoch.clusterip),
             *_u48(epoch.held),
             *_u48(epoch.in_use),
-            epoch.owns | epoch.named << 1 | epoch.handover << 2 | epoch.acting << 5,
+            epoch.owns
+            | epoch.named << 1
+            | epoch.acting << 2
+            | epoch.ready << 3
+            | epoch.gained << 4
+            | epoch.sends << 5
+            | epoch.drains << 6,
         )
         for epoch in heartbeat.epochs
     )

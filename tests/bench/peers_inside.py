@@ -24,7 +24,7 @@ from lbless_api.heartbeat import Heartbeat
 from lbless_api.heartbeat_frame import encode, parse, stamp
 from lbless_nodeagent import files
 from lbless_nodeagent.dataplane.keyfile import load_keys
-from lbless_nodeagent.dataplane.membership import Epoch, Membership, Times, epoch_of
+from lbless_nodeagent.dataplane.membership import Epoch, Kept, Membership, Times, epoch_of
 from lbless_nodeagent.dataplane.tick.wire import Wire
 
 TICK_SECONDS = 0.1
@@ -54,7 +54,7 @@ class Node:
         if turn.view.version != self._version:
             self._version = turn.view.version
             for uid, use in turn.view.use.items():
-                membership.applied(uid, use.epoch, owns=use.epoch > 0)
+                membership.applied(uid, Kept(use.epoch, owns=use.epoch > 0, ready=use.epoch))
             membership.followed_view(self._version)
         self.wake = turn.wake
         return turn.heartbeats

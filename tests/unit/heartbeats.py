@@ -15,7 +15,6 @@ from lbless_api.heartbeat import (
     EpochReport,
     EpochRequest,
     Flag,
-    Handover,
     Heartbeat,
     Message,
     PeerReport,
@@ -34,9 +33,7 @@ u16 = st.integers(0, 0xFFFF)
 
 peers = st.builds(PeerReport, ids, numbers, sequences, st.integers(0, 0x3FFF), st.booleans(), st.booleans())
 verdicts = st.builds(Verdict, ids, numbers)
-epochs = st.builds(
-    EpochReport, ids, numbers, numbers, st.booleans(), st.booleans(), st.sampled_from(Handover), st.booleans()
-)
+epochs = st.builds(EpochReport, ids, numbers, numbers, *([st.booleans()] * 7))
 
 heartbeats = st.builds(
     Heartbeat,
@@ -80,7 +77,16 @@ def heartbeat_of(nodes: int, clusterips: int) -> Heartbeat:
     """What the first of `nodes` says that knows of all the others and reports `clusterips` epochs."""
     epochs = tuple(
         EpochReport(
-            clusterip_id(f"uid-{n}"), n + 1, n, n % 2 == 0, n % 3 == 0, Handover(n % 5), acting=n % 4 == 3
+            clusterip_id(f"uid-{n}"),
+            n + 1,
+            n,
+            n % 2 == 0,
+            n % 3 == 0,
+            acting=n % 4 == 3,
+            ready=n % 5 == 0,
+            gained=n % 3 == 1,
+            sends=n % 5 == 1,
+            drains=n % 5 > 2,
         )
         for n in range(clusterips)
     )
@@ -126,7 +132,7 @@ GOLDEN: dict[str, Message] = {
         b"\xff" * 8,
         (PeerReport(b"\xfe" * 8, MAX_NUMBER, MAX_SEQUENCE, 0x3FFF),),
         (Verdict(b"\xfd" * 8, MAX_NUMBER),),
-        (EpochReport(b"\xfc" * 8, MAX_NUMBER, MAX_NUMBER, True, True, Handover.DRAINED, acting=True),),
+        (EpochReport(b"\xfc" * 8, MAX_NUMBER, MAX_NUMBER, *([True] * 7)),),
         digest=0xFFFFFF,
     ),
     "epoch-request": EpochRequest(

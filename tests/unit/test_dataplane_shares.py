@@ -15,6 +15,7 @@ from lbless_api.interfaces import Interface
 from lbless_api.refusal import Taken
 from lbless_nodeagent.dataplane.decide import decide, in_force
 from lbless_nodeagent.dataplane.desired import Document
+from lbless_nodeagent.dataplane.draining import Drains
 from lbless_nodeagent.dataplane.engine import Vip
 from lbless_nodeagent.dataplane.membership import Use
 from lbless_nodeagent.dataplane.shares import KEPT_EPOCHS, Shares
@@ -41,7 +42,7 @@ class Setup:
 
     def __init__(self, directory: Path, installed: Mapping[IPv4Address, Vip] | None = None) -> None:
         self.node = Node(directory)
-        self.shares = Shares(NODE, self.node.ports)
+        self.shares = Shares(NODE, self.node.ports, Drains(lambda asked: dict.fromkeys(asked, 0)))
         self.interfaces: tuple[Interface, ...] = (ETH0, ETH1)
         self.desired: dict[str, Document] = {}
         self.former: dict[str, ClusterIP] = {}
@@ -64,7 +65,9 @@ class Setup:
         followed = self.shares.follow(
             counted, documents, self.former, self.interfaces, indexes, self.installed
         )
-        decision = decide(NODE, followed.values(), self.interfaces, Taken(), lambda _: None)
+        decision = decide(
+            NODE, followed.values(), self.interfaces, Taken(), lambda _: None, self.shares.moving
+        )
         wanted = {vip.ip: vip for vip in decision.vips.values()}
         if not self.refuses and wanted != self.installed:
             self.installed = wanted
@@ -88,9 +91,9 @@ class Setup:
         """The epoch that the API is told."""
         return self.shares.epoch(self.desired[UID].clusterip)
 
-    def applied(self) -> dict[str, tuple[int, bool]]:
+    def applied(self) -> dict[str, tuple[int | None, bool]]:
         """What the tick process was told since the last time that the kernel follows."""
-        return {uid: (n, owns) for one in self.node.tick.take(Applied) for uid, n, owns in one.clusterips}
+        return {uid: kept[:2] for one in self.node.tick.take(Applied) for uid, kept in one.clusterips}
 
 
 @pytest.fixture
@@ -211,7 +214,8 @@ def test_an_epoch_is_confirmed_only_after_the_losses(setup: Setup):
     for _ in range(3):
         setup.run()
         told = setup.node.tick.take(Applied)
-        assert all(one.version is None and not one.clusterips for one in told)
+        assert all(one.version is None for one in told)
+        assert all(kept.epoch is None for one in told for _, kept in one.clusterips)
     setup.refuses = False
     setup.run()
     (told,) = setup.node.tick.take(Applied)

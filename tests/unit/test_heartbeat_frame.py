@@ -12,7 +12,6 @@ from lbless_api.heartbeat import (
     MAX_NUMBER,
     EpochReport,
     Flag,
-    Handover,
     Heartbeat,
     PeerReport,
     Verdict,
@@ -72,8 +71,10 @@ def test_the_layout_is_the_documented_one():
     peer = PeerReport(b"peer-id8", 0x0102_0304_0506, 0x11_1213_1415, 0x2122, complete=True, direct=False)
     other = peer._replace(age_ms=0x3132, complete=False, direct=True)
     verdict = Verdict(b"dead-id8", 0x3132_3334_3536)
-    epoch = EpochReport(b"clusip-8", 0x4142_4344_4546, 0x5152_5354_5556, owns=True, named=False, handover=3)
-    another = epoch._replace(owns=False, named=True, handover=4, acting=True)
+    epoch = EpochReport(b"clusip-8", 0x4142_4344_4546, 0x5152_5354_5556, owns=True, named=False, ready=True)
+    another = epoch._replace(
+        owns=False, named=True, ready=False, gained=True, sends=True, drains=True, acting=True
+    )
     message = Heartbeat(
         b"node-id8",
         0x6162_6364_6566,
@@ -94,8 +95,8 @@ def test_the_layout_is_the_documented_one():
         b"peer-id8\x01\x02\x03\x04\x05\x06\x11\x12\x13\x14\x15\xa1\x22"
         b"peer-id8\x01\x02\x03\x04\x05\x06\x11\x12\x13\x14\x15\x71\x32"
         b"dead-id8123456"
-        b"clusip-8ABCDEFQRSTUV\x0d"
-        b"clusip-8ABCDEFQRSTUV\x32"
+        b"clusip-8ABCDEFQRSTUV\x09"
+        b"clusip-8ABCDEFQRSTUV\x76"
     )
     assert encode(message, KEY) == signed(written)
 
@@ -169,10 +170,7 @@ def test_any_of_the_keys_verifies_so_that_keys_can_be_exchanged():
         ("heartbeat-of-three", 38, 9, Reason.MALFORMED),  # more peers than are there
         ("heartbeat-of-three", 39, 255, Reason.MALFORMED),
         ("heartbeat-of-three", 39, 0, Reason.MALFORMED),  # the epochs are a verdict longer than they can be
-        ("heartbeat-of-three", -1, 5 << 2, Reason.MALFORMED),  # a handover that nobody knows
-        ("heartbeat-of-three", -1, 1 << 5 | 7 << 2, Reason.MALFORMED),
-        ("heartbeat-of-three", -1, 0x40, Reason.MALFORMED),
-        ("heartbeat-of-three", -1, 0x80, Reason.MALFORMED),
+        ("heartbeat-of-three", -1, 0x80, Reason.MALFORMED),  # a state that nobody knows
         ("epoch-piece", 35, 2, Reason.MALFORMED),  # the third of two
         ("epoch-piece", 36, 0, Reason.MALFORMED),
     ],
@@ -262,7 +260,10 @@ def test_a_report_that_differs_in_anything_has_another_mark_and_every_mark_fits_
         report._replace(in_use=3),
         report._replace(owns=False),
         report._replace(named=True),
-        report._replace(handover=Handover.DRAIN),
+        report._replace(ready=True),
+        report._replace(gained=True),
+        report._replace(sends=True),
+        report._replace(drains=True),
         report._replace(acting=True),
         report._replace(clusterip=b"EIGHTBYT"),
     )

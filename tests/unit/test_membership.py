@@ -15,12 +15,12 @@ from lbless_nodeagent.dataplane.membership import (
     Condition,
     Epoch,
     Intent,
+    Kept,
     Membership,
     Named,
     Times,
     Use,
     View,
-    follow,
     owned,
 )
 from unit.segment.ablation import NoRepeats, OldIncarnation
@@ -73,7 +73,7 @@ class Driver:
         """One turn; the kernel follows at once."""
         self.turn = self.machine.tick(self.now)
         for uid, use in self.turn.view.use.items():
-            self.machine.applied(uid, use.epoch, use.epoch > 0 or use.acting is not None)
+            self.machine.applied(uid, Kept(use.epoch, use.epoch > 0 or use.acting is not None, use.epoch))
         self.machine.followed_view(self.turn.view.version)
 
 
@@ -137,12 +137,6 @@ def test_reserved_buckets_are_nobodys_neither_by_takeover_nor_by_acting():
     document = replace(epoch(shares={"a": "0-3", "b": "8-15"}), reserved=BucketSet.parse("4-7"))
     assert str(owned(document, view({"a": 1}), "a")) == "0-3,8-15"
     assert str(owned(document, view({}, acting=("a",)), "a")) == "0-3,8-15"
-
-
-def test_losing_is_at_once_and_gaining_waits():
-    document, present = epoch(), BucketSet.parse("5-12")
-    assert str(follow(document, view({"a": 1, "b": 1}, gain=False), "a", present)) == "5-7"
-    assert str(follow(document, view({"a": 1, "b": 1}), "a", present)) == "0-7"
 
 
 def test_a_node_listens_for_dead_and_until_its_kernel_owns_nothing():
@@ -293,7 +287,7 @@ def test_what_is_confirmed_of_a_former_incarnation_is_not_told_as_the_present_on
     driver.machine.heard(beat(sequence=10**6, verdicts=(Verdict(A, 1),), flags=Flag.VALID), driver.now)
     driver.machine.rule7_new_incarnation("the test says so")
     driver.turn = driver.machine.tick(driver.now)
-    driver.machine.applied("u", 1, owns=True)
+    driver.machine.applied("u", Kept(1, owns=True))
     driver.turn = driver.machine.tick(driver.now + 0.1)
     assert [report.in_use for frame in driver.turn.heartbeats for report in frame.epochs] == [0]
 

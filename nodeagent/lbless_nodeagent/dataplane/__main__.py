@@ -25,8 +25,10 @@ from lbless_edge.process import (
     serve_metrics,
 )
 from lbless_nodeagent import files
+from lbless_nodeagent.dataplane.draining import Drains
 from lbless_nodeagent.dataplane.engine import EngineError
 from lbless_nodeagent.dataplane.engines import AUTO, ENGINES, Choice, choose, engines
+from lbless_nodeagent.dataplane.flows import Flows
 from lbless_nodeagent.dataplane.keyfile import KeyFile
 from lbless_nodeagent.dataplane.loop import Loop, StopSignal
 from lbless_nodeagent.dataplane.membership import Times
@@ -223,7 +225,7 @@ def _membership(
         fenced=not choice.report.unfenced,
         lease_left=choice.engine.lease_left,
     )
-    return identity, Shares(options.node, ports)
+    return identity, Shares(options.node, ports, Drains(Flows().count))
 
 
 def _keys(path: Path) -> KeyFile:

@@ -16,6 +16,7 @@ from lbless_api.interfaces import Interface, choose_interface
 from lbless_api.node import Outstanding
 from lbless_api.refusal import Taken, refusal
 from lbless_nodeagent.dataplane.engine import Vip
+from lbless_nodeagent.dataplane.moving import AT_REST, Moving
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +53,13 @@ def decide(
     interfaces: Sequence[Interface],
     in_use: Taken,
     engine_refusal: Callable[[Vip], str | None],
+    moving: Callable[[str], Moving] = lambda _: AT_REST,
 ) -> Decision:
     """Return what `node` does about each ClusterIP.
 
     It serves one whose assignments name it, also with no buckets: it then holds the address and keeps
     no packet. Of several with one address the oldest has it; the others fail wherever they are named,
-    whatever becomes of the oldest, so that all nodes decide alike.
+    whatever becomes of the oldest, so that all nodes decide alike. `moving` has by UID what moves.
     """
     vips: dict[str, Vip] = {}
     elsewhere: set[str] = set()
@@ -89,6 +91,7 @@ def decide(
                 ports=spec.ports,
                 owned=assignment.buckets,
                 source_mac=spec.source_mac,
+                moving=moving(uid),
             )
             reason = engine_refusal(vip)
             if reason:
@@ -112,8 +115,15 @@ class Decider:
     very same object as long as it says the same.
     """
 
-    def __init__(self, node: str, engine_refusal: Callable[[Vip], str | None]) -> None:
+    def __init__(
+        self,
+        node: str,
+        engine_refusal: Callable[[Vip], str | None],
+        moving: Callable[[str], Moving] = lambda _: AT_REST,
+    ) -> None:
+        """Where `moving` says something else of a UID, its ClusterIP is another object."""
         self._node = node
+        self._moving = moving
         self._engine_refusal = engine_refusal
         self._counted: Mapping[str, ClusterIP] = {}
         self._claimants: dict[IPv4Address, set[str]] = {}
@@ -134,7 +144,8 @@ class Decider:
         self._interfaces, self._in_use = interfaces, in_use
         if again:
             clusterips = [counted[uid] for uid in again if uid in counted]
-            self._take_over(again, decide(self._node, clusterips, interfaces, in_use, self._engine_refusal))
+            made = decide(self._node, clusterips, interfaces, in_use, self._engine_refusal, self._moving)
+            self._take_over(again, made)
         return self._decision
 
     def _concerned(self, interfaces: Sequence[Interface], in_use: Taken) -> Set[str]:

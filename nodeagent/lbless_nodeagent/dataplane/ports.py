@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from lbless_api.interfaces import Interface
 from lbless_api.segment import Condition, SegmentReport, name_peers
 from lbless_nodeagent.dataplane.identity import with_new, with_number
-from lbless_nodeagent.dataplane.membership import Intent, Use, View
+from lbless_nodeagent.dataplane.membership import Intent, Kept, Use, View
 from lbless_nodeagent.dataplane.memoryfile import MemoryFile
 from lbless_nodeagent.dataplane.statefiles import IdentityFile
 from lbless_nodeagent.dataplane.tick.messages import (
@@ -61,8 +61,8 @@ class Port:
     use: dict[str, Use] = field(default_factory=dict)
     told: set[tuple[str, int]] = field(default_factory=set)
     """The epochs (UID, number) of which the tick process has been told."""
-    confirmed: dict[str, tuple[int, int, bool]] = field(default_factory=dict)
-    """By UID: (incarnation, epoch, owns) of which it was told last that the kernel follows it."""
+    confirmed: dict[str, tuple[int, Kept]] = field(default_factory=dict)
+    """By UID: the incarnation, and what it was told last that the kernel does."""
     followed: int = 0
     """The version of the view of which it was told last that the kernel follows it."""
     segment: Segment | None = None

@@ -26,10 +26,12 @@ from lbless_nodeagent.dataplane.decide import Decider, Decision, failure, in_for
 from lbless_nodeagent.dataplane.desired import Desired, DesiredDirectory, Document
 from lbless_nodeagent.dataplane.engine import Engine, EngineError, Vip
 from lbless_nodeagent.dataplane.engines import Leftovers
+from lbless_nodeagent.dataplane.flows import liberal
 from lbless_nodeagent.dataplane.identity import with_interfaces
 from lbless_nodeagent.dataplane.journal import Place
 from lbless_nodeagent.dataplane.lastgood import LastGood
 from lbless_nodeagent.dataplane.latest import Latest
+from lbless_nodeagent.dataplane.moving import AT_REST
 from lbless_nodeagent.dataplane.network import Address, Link, Network, interfaces, own_addresses, taken
 from lbless_nodeagent.dataplane.placing import Placing, Served
 from lbless_nodeagent.dataplane.programming import Programming
@@ -97,7 +99,11 @@ class Reconciler:
         self._announcements = Announcements()
         self.programming = Programming(engine, report)
         self._leftovers = leftovers or Leftovers({})
-        self._decider = Decider(node, self.programming.refusal)
+        self._decider = (
+            Decider(node, self.programming.refusal, shares.moving)
+            if shares
+            else Decider(node, self.programming.refusal)
+        )
         self._own = Latest(own_addresses)
         self._interfaces_of = Latest(interfaces)
         self._taken = Latest(taken)
@@ -108,8 +114,12 @@ class Reconciler:
         # Of the tables' addresses those that no file explains; see _unexplained.
         self._orphans: Vips = self.programming.installed
         if shares:  # no membership knows whose their buckets are by now
-            self._orphans = {ip: replace(vip, owned=BucketSet()) for ip, vip in self._orphans.items()}
+            self._orphans = {
+                ip: replace(vip, owned=BucketSet(), moving=AT_REST) for ip, vip in self._orphans.items()
+            }
         self._outcome = Outcome()
+        self._liberal: str | None = None
+        """What is wrong with connection tracking, so that nothing can be drained; None before it was looked at."""
         for fault in (*self._last_good.problems, self._journal.fault, self._identity.fault):
             if fault:
                 _LOG.warning("%s", fault)
@@ -128,6 +138,8 @@ class Reconciler:
             self.desired.forget()
         if thorough or not self.desired.is_watched:
             self._check_files()
+        if thorough or self._liberal is None:
+            self._liberal = (liberal() if self.shares else None) or ""
         self.programming.check(audit=audit)
         try:
             self._addresses.refresh(thorough=thorough)
@@ -202,7 +214,10 @@ class Reconciler:
         problems += self._succeed(wanted)
         if self.shares:
             self.shares.confirm(self.programming.installed, decision.vips, self.programming.applications)
-            problems += self.shares.ports.problems
+            problems += [
+                *self.shares.ports.problems,
+                *filter(None, (self._liberal, self.shares.drains.problem)),
+            ]
         problems += [p for p in (self._journal.problem, self._identity.problem) if p]
         if orphans:
             problems.append(
@@ -237,6 +252,9 @@ class Reconciler:
         counted = in_force(newest, former, unusable=desired.faults, complete=desired.complete)
         if shares is None:
             return counted
+        moves = any(capability.moves for capability in self.programming.report.capabilities)
+        shares.can_move = moves and not self._liberal
+        shares.drains.ask()
         indexes = {link.name: link.index for link in self._addresses.network.links.values()}
         return shares.follow(counted, documents, former, found, indexes, self.programming.installed)
 
@@ -427,7 +445,7 @@ class Reconciler:
 
     def _retry_at(self, *, troubled: bool) -> float | None:
         times = [self.programming.retry_at, self._announcements.next_at]
-        times += [self.shares.ports.retry_at] if self.shares else []
+        times += [self.shares.ports.retry_at, self.shares.drains.next_at] if self.shares else []
         if troubled:
             times.append(time.monotonic() + RETRY_SECONDS)
         return min((t for t in times if t is not None), default=None)

@@ -1,8 +1,8 @@
 """A node's share of each ClusterIP, moment by moment: by which epoch and which living nodes it owns which buckets.
 
 Owns the way between what is desired and what is decided for the kernel: each ClusterIP is given out as it is to
-be followed now, with the buckets that are this node's now as its only assignment, and when the kernel has it so,
-the tick process is told. Nothing is decided here: that is membership's, and `ownership`'s.
+be followed now, with the buckets that are this node's now as its only assignment and those that move beside it, and
+when the kernel has it so, the tick process is told. Nothing is decided here: that is membership's and `handover`'s.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
-from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import Assignment, ClusterIP, parse_clusterip
 from lbless_api.epoch_document import split
 from lbless_api.fields import Invalid
 from lbless_api.interfaces import Interface, choose_interface
 from lbless_nodeagent.dataplane.desired import Document
+from lbless_nodeagent.dataplane.draining import Drains
 from lbless_nodeagent.dataplane.engine import Vip
-from lbless_nodeagent.dataplane.membership import Epoch, Use, epoch_of, follow, owned
+from lbless_nodeagent.dataplane.handover import Order, Share, order_of, step, without_moves
+from lbless_nodeagent.dataplane.membership import Epoch, Kept, Use, epoch_of
+from lbless_nodeagent.dataplane.moving import AT_REST, Moving
 from lbless_nodeagent.dataplane.ports import Port, Ports
 from lbless_nodeagent.dataplane.tick.messages import Applied, Forgotten, Known, Learnt
 
-NOTHING = BucketSet()
+NOTHING = Share()
 KEPT_EPOCHS = 8
 """Beside the one in use; membership keeps as many."""
 
@@ -35,25 +37,30 @@ Vips = Mapping[IPv4Address, Vip]
 
 @dataclass(frozen=True, slots=True)
 class _Followed:
-    """A ClusterIP as it is followed, by which document and epoch, and from what that was computed.
+    """A ClusterIP as it is followed, by which document, epoch and order, and from what that was computed.
 
-    `complete`: the newest epoch by which this node was to have all that is its own; what it is still to gain by a newer
-    one waits for others to lose it.
+    `share` is what the kernel is to do. `complete`: the newest epoch by which this node was to have all that is its own
+    and nothing else; what it is still to gain or lose by a newer one waits for others.
     """
 
     cause: tuple[object, ...]
     clusterip: ClusterIP
     document: Document
     epoch: int
+    order: Order
+    share: Share
     complete: int
 
 
 class Shares:
     """All ClusterIPs of a node that has heartbeats."""
 
-    def __init__(self, node: str, ports: Ports) -> None:
+    def __init__(self, node: str, ports: Ports, drains: Drains) -> None:
         self._node = node
         self.ports = ports
+        self.drains = drains
+        self.can_move = True
+        """Whether the kernel can do what `Moving` says; where it cannot, buckets are lost and gained at once."""
         self._documents: dict[str, dict[int, Document]] = {}
         self._epochs: dict[tuple[str, int], Epoch] = {}
         self._placed: dict[str, tuple[ClusterIP, str | None]] = {}
@@ -117,12 +124,17 @@ class Shares:
         followed = self._followed.get(clusterip.identity.uid)
         return followed.complete if followed else clusterip.epoch
 
+    def moving(self, uid: str) -> Moving:
+        """The buckets of a ClusterIP that move, and what the kernel is to do there."""
+        followed = self._followed.get(uid)
+        return followed.share.moving if followed else AT_REST
+
     def confirm(self, installed: Vips, decided: Mapping[str, Vip], applications: int) -> None:
         """Tell the tick process what the kernel follows. `decided` are the Vips that were wanted, by UID;
         `applications` counts how often the kernel was written."""
         self._holders = {vip.ip: uid for uid, vip in decided.items()}
         written, self._applications = applications != self._applications, applications
-        entries: dict[str, list[tuple[str, int, bool]]] = {name: [] for name, _ in self.ports.items()}
+        entries: dict[str, list[tuple[str, Kept]]] = {name: [] for name, _ in self.ports.items()}
         behind: set[str] = set()
         for uid, followed in self._followed.items():
             interface = self._placed[uid][1]
@@ -130,14 +142,12 @@ class Shares:
             if interface is None or port is None or not port.view.version:
                 continue
             has = self._has(followed.clusterip, installed)
-            wanted = followed.clusterip.assigned_to(self._node)
-            if has is None or not has.issubset(wanted.buckets if wanted else NOTHING):
+            kept = _kept(followed, has) if has else None
+            if kept is None or kept.epoch is None:
                 behind.add(interface)
-            elif uid in port.use:
-                said = port.view.incarnation, followed.epoch, bool(has)
-                if port.confirmed.get(uid) != said:
-                    port.confirmed[uid] = said
-                    entries[interface].append((uid, followed.epoch, bool(has)))
+            if kept and uid in port.use and port.confirmed.get(uid) != (port.view.incarnation, kept):
+                port.confirmed[uid] = port.view.incarnation, kept
+                entries[interface].append((uid, kept))
         for name, port in self.ports.items():
             version = port.view.version if name not in behind and port.view.version > port.followed else None
             port.followed = version or port.followed
@@ -154,35 +164,39 @@ class Shares:
         use = port.use.get(uid, Use())
         # Until a view has come nothing is known: the kernel stays as the former process has left it.
         document = held.get(use.document, newest) if port.view.version else next(iter(held.values()))
-        has = self._has(document.clusterip, installed)
-        cause = (not port.view.version, port.view.living, port.view.held, use, has, document, newest)
+        has = self._has(document.clusterip, installed) or Share()
+        elapsed = self.drains.elapsed(uid, document.clusterip, has)
+        cause = (not port.view.version, port.view.living, port.view.held, use, has, elapsed, document, newest)
         last = self._followed.get(uid)
         if last and _same(last.cause, cause):
             return last.clusterip
-        mine, complete = self._owned(uid, use, port, has or NOTHING)
-        followed = _as_followed(document.clusterip, newest.clusterip, self._node, mine)
-        if last and last.clusterip == followed:
+        order = self._order(uid, use, port, last)
+        share = step(has, order, elapsed) if port.view.version else has
+        followed = _as_followed(document.clusterip, newest.clusterip, self._node, share)
+        if last and last.clusterip == followed and last.share.moving == share.moving:
             followed = last.clusterip
-        completed = use.epoch if complete else (last.complete if last else 0)
-        self._followed[uid] = _Followed(cause, followed, document, use.epoch, completed)
+        completed = use.epoch if share.taking == order.mine else (last.complete if last else 0)
+        self._followed[uid] = _Followed(cause, followed, document, use.epoch, order, share, completed)
         return followed
 
-    def _has(self, clusterip: ClusterIP, installed: Vips) -> BucketSet | None:
-        """The buckets that the kernel keeps of it; None where it keeps some of another way to hash."""
+    def _has(self, clusterip: ClusterIP, installed: Vips) -> Share | None:
+        """What the kernel does of it; None where it keeps something of another way to hash."""
         spec = clusterip.spec
         vip = installed.get(spec.ip)
-        if vip is None or not vip.owned or self._holders.get(spec.ip, uid := clusterip.identity.uid) != uid:
+        if vip is None or self._holders.get(spec.ip, uid := clusterip.identity.uid) != uid:
             return NOTHING
-        return vip.owned if vip.hash == spec.hash else None
+        if not vip.owned and vip.moving == AT_REST:
+            return NOTHING
+        return Share(vip.owned, vip.moving) if vip.hash == spec.hash else None
 
-    def _owned(self, uid: str, use: Use, port: Port, present: BucketSet) -> tuple[BucketSet, bool]:
-        """What of a ClusterIP this node is to have where the kernel has `present`; whether that is its whole share."""
+    def _order(self, uid: str, use: Use, port: Port, last: _Followed | None) -> Order:
+        """What is to be done with a ClusterIP by the epoch in use."""
         epoch = self._epochs.get((uid, use.document)) if port.view.version else None
         if epoch is None:
-            return (NOTHING if port.view.version else present), True
-        view = replace(port.view, use={uid: use})
-        mine = follow(epoch, view, self._node, present)
-        return mine, use.gain or mine == owned(epoch, view, self._node)
+            return Order()
+        anew = last is None or last.epoch != use.epoch
+        order = order_of(epoch, replace(port.view, use={uid: use}), self._node, anew=anew)
+        return order if self.can_move else without_moves(order)
 
     def _place(
         self,
@@ -195,6 +209,7 @@ class Shares:
         for uid in [uid for uid in self._placed if uid not in counted]:
             self._forget(uid, self._placed.pop(uid)[1])
             self._followed.pop(uid, None)
+            self.drains.forget(uid)
             for number in self._documents.pop(uid):
                 del self._epochs[uid, number]
         moved = _where(interfaces) != _where(self._interfaces)
@@ -268,13 +283,27 @@ def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
     return all(a is b or a == b for a, b in zip(one, other, strict=True))
 
 
-def _as_followed(clusterip: ClusterIP, newest: ClusterIP, node: str, mine: BucketSet) -> ClusterIP:
+def _kept(followed: _Followed, has: Share) -> Kept:
+    """What the kernel does by an order where it has come to `has`."""
+    order, moving = followed.order, has.moving
+    return Kept(
+        epoch=followed.epoch if has.taking.issubset(order.mine) else None,
+        owns=bool(has.taking),
+        ready=followed.epoch if (order.mine & order.arriving).issubset(has.taking | moving.standby) else 0,
+        gained=order.gain and order.mine.issubset(has.taking),
+        sends=bool(moving.redirect),
+        drains=bool(moving.drain | moving.ending | (moving.standby - order.mine)),
+    )
+
+
+def _as_followed(clusterip: ClusterIP, newest: ClusterIP, node: str, share: Share) -> ClusterIP:
     """The ClusterIP with what this node owns as its only assignment. It is named, if only without buckets,
-    where this epoch or the newest one names it, so that its address and rules are there when it gains some."""
+    where this epoch or the newest one names it, so that its address and rules are there when it gains some; and where
+    it still finishes flows."""
     named = clusterip.assigned_to(node) or newest.assigned_to(node)
-    if not named and not mine:
+    if not named and share == NOTHING:
         return replace(clusterip, assignments=())
-    return replace(clusterip, assignments=(Assignment(node, named.incarnation if named else 0, mine),))
+    return replace(clusterip, assignments=(Assignment(node, named.incarnation if named else 0, share.owned),))
 
 
 def _interface(clusterip: ClusterIP, interfaces: Sequence[Interface]) -> str | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 from lbless_api.buckets import BucketSet
 from lbless_api.heartbeat import Flag, Heartbeat, node_id
-from lbless_nodeagent.dataplane.membership import Epoch, Intent, Membership, Memory, View, follow
+from lbless_nodeagent.dataplane.handover import Elapsed, Order, Share, order_of, step
+from lbless_nodeagent.dataplane.membership import Epoch, Intent, Kept, Membership, Memory, View
 
 if TYPE_CHECKING:
     from unit.segment.world import World
@@ -32,7 +34,14 @@ class Node:
         """How late the tick process wakes up at most, seconds."""
         self.programming_delay = 0.005
         self.programming_stuck = False
-        self.kernel: dict[str, BucketSet] = {}
+        self.address = IPv4Address("192.0.2.128") + int(name.removeprefix("n"))
+        self.kernel: dict[str, Share] = {}
+        self.flows_last = 1.0
+        """How long the flows of a bucket go on after it was given up, seconds."""
+        self.stepped: dict[str, int] = {}
+        """By which epoch each ClusterIP was followed last."""
+        self.given_up: dict[tuple[str, int], float] = {}
+        self.ending: dict[tuple[str, int], float] = {}
         self.lease_end: float | None = None
         """By its own clock."""
         self.documents: dict[str, dict[int, Epoch]] = {}
@@ -274,25 +283,76 @@ class Node:
             return
         self.applying = False
         view = self.view
-        confirm: list[tuple[str, int, bool]] = []
+        confirm: list[tuple[str, Kept]] = []
+        again = False
         for uid in self.world.uids:
             use = view.use.get(uid)
-            present = self.kernel.get(uid, BucketSet())
+            present = self.kernel.get(uid, Share())
             epoch = self.documents.get(uid, {}).get(use.document) if use else None
-            wanted = follow(epoch, view, self.name, present) if epoch else BucketSet()
+            anew = use is not None and self.stepped.get(uid) != use.epoch
+            order = order_of(epoch, view, self.name, anew=anew) if epoch else Order()
+            self.stepped[uid] = use.epoch if use else 0
+            wanted = step(present, order, self._elapsed(uid, present))
             if wanted != present:
                 self.kernel[uid] = wanted
+                self._note_abandoned(uid, present, wanted)
+            moving = wanted.moving
             if use:
-                confirm.append((uid, use.epoch, bool(wanted)))
+                lost = wanted.taking.issubset(order.mine)
+                gained = order.gain and order.mine.issubset(wanted.taking)
+                ready = (order.mine & order.arriving).issubset(wanted.taking | moving.standby)
+                drains = bool(moving.drain | moving.ending | (moving.standby - order.mine))
+                epoch_lost = use.epoch if lost else None
+                confirm.append(
+                    (
+                        uid,
+                        Kept(
+                            epoch_lost,
+                            bool(wanted.taking),
+                            use.epoch * ready,
+                            gained,
+                            bool(moving.redirect),
+                            drains,
+                        ),
+                    )
+                )
+            again |= bool(moving.drain or moving.ending)
         self.changed()
+        if again and not self.applying:
+            self.applying = True
+            self.world.after(0.02, lambda: self._apply(life))
         delay = self.world.random.uniform(0.0001, 0.001)
         self.world.after(delay, lambda: self._confirmed(life, view.version, confirm))
 
-    def _confirmed(self, life: int, version: int, confirm: list[tuple[str, int, bool]]) -> None:
+    def _elapsed(self, uid: str, share: Share) -> Elapsed:
+        """What time has decided about this node's buckets of a ClusterIP."""
+        now = self.world.now
+        moving = share.moving
+        for buckets, since in ((moving.drain, self.given_up), (moving.ending, self.ending)):
+            for bucket in range(BucketSet.LIMIT):
+                if bucket in buckets:
+                    since.setdefault((uid, bucket), now)
+                else:
+                    since.pop((uid, bucket), None)
+        return Elapsed(
+            drained=BucketSet(b for b in moving.drain if now - self.given_up[uid, b] >= self.flows_last),
+            ended=BucketSet(b for b in moving.ending if now - self.ending[uid, b] >= 0.02),
+        )
+
+    def _note_abandoned(self, uid: str, before: Share, after: Share) -> None:
+        """Flows that are dropped before they have ended."""
+        kept, keeps = ((s.taking | s.moving.standby | s.moving.drain) for s in (before, after))
+        ended = before.moving.drain & after.moving.ending
+        done = BucketSet(b for b in ended if self.world.now - self.given_up[uid, b] >= self.flows_last)
+        lost = kept - keeps - done
+        if lost:
+            self.world.record.abandon(self.world.now, self.name, uid, lost)
+
+    def _confirmed(self, life: int, version: int, confirm: list[tuple[str, Kept]]) -> None:
         if self.life != life or self.machine is None:
             return
-        for uid, epoch, owns in confirm:
-            self.machine.applied(uid, epoch, owns)
+        for uid, kept in confirm:
+            self.machine.applied(uid, kept)
         self.machine.followed_view(version)
         self.wake_at(self.clock())
         if self.view.version != version and not self.applying:

@@ -76,7 +76,7 @@ def run(
     whole = world.record.judge(world.uids, BUCKETS, began, world.now, sides)
     after = world.record.judge(world.uids, BUCKETS, counted, world.now, sides)
     end = world.record.judge(world.uids, BUCKETS, world.now - 0.05, world.now, sides)
-    verdict = Verdict(whole.double, after.unserved, whole.details)
+    verdict = Verdict(whole.double, after.unserved, whole.reset, whole.abandoned, whole.details)
     numbers = {uid: epoch.number for uid, epoch in world.epochs.items()}
     behind = any(
         (use.epoch if (use := node.view.use.get(uid)) else 0) != number

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from lbless_api.buckets import BucketSet
 from lbless_api.heartbeat import Heartbeat
-from lbless_nodeagent.dataplane.membership import Epoch, Membership, Named, Times
+from lbless_nodeagent.dataplane.membership import Epoch, Membership, Moved, Named, Times
 from unit.segment.node import Node
 from unit.segment.record import Record
 
@@ -37,6 +37,24 @@ class Lan:
     def carries(self, sender: str, receiver: str) -> bool:
         """Whether a heartbeat could arrive."""
         return self.side.get(sender, 0) == self.side.get(receiver, 0) and (sender, receiver) not in self.cut
+
+
+def moved(
+    former: Epoch | None, taking: Iterable[tuple[bytes, BucketSet]], named: Iterable[Named]
+) -> tuple[Moved, ...]:
+    """The moves to another assignment: from whom was given the buckets, or has them in effect, and from whom they were
+    still moving to that one."""
+    sources = list(taking)
+    if former is not None:
+        sources += [(m.source, m.buckets) for m in former.moves]
+        sources += [(one.node, one.buckets) for one in former.assignments]
+    found: dict[tuple[bytes, bytes], BucketSet] = {}
+    for source, buckets in sources:
+        for one in named:
+            both = buckets & one.buckets
+            if both and one.node != source:
+                found[source, one.node] = found.get((source, one.node), BucketSet()) | both
+    return tuple(Moved(source, heir, buckets) for (source, heir), buckets in sorted(found.items()))
 
 
 class World:
@@ -66,6 +84,7 @@ class World:
         self._latest: dict[tuple[str, str], float] = {}
         self.sent: deque[Heartbeat] = deque(maxlen=400)
         self.nodes = {f"n{number}": Node(self, f"n{number}") for number in range(nodes)}
+        self.record.addresses = {node.address: name for name, node in self.nodes.items()}
         self.after(0.01, self._client)
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
@@ -98,10 +117,16 @@ class World:
             done += share
             high = round(BUCKETS * done / total) if any(shares.values()) else 0
             node = self.nodes[name]
-            named.append(Named(name, node.node, node.incarnation, BucketSet(range(low, high))))
+            named.append(Named(name, node.node, node.incarnation, BucketSet(range(low, high)), node.address))
             low = high
         ip = f"192.0.2.{1 + self.uids.index(uid)}"
-        return Epoch(uid, ip, number, BUCKETS, BucketSet(), tuple(named))
+        taking = [
+            (node.node, share.taking)
+            for node in self.nodes.values()
+            if node.on and (share := node.kernel.get(uid))
+        ]
+        moves = moved(self.epochs.get(uid), taking, named)
+        return Epoch(uid, ip, number, BUCKETS, BucketSet(), tuple(named), moves)
 
     def assign(
         self,

@@ -6,6 +6,7 @@ from lbless_api.heartbeat import EpochReport, Flag, clusterip_id
 from lbless_nodeagent.dataplane.membership.epoch import Epoch
 from lbless_nodeagent.dataplane.membership.leasing import Leasing
 from lbless_nodeagent.dataplane.membership.state import Peer, Standing
+from lbless_nodeagent.dataplane.membership.view import Kept
 
 _KEPT_EPOCHS = 8
 """Newest epochs kept beside the one in use; a peer that uses one of those left out still has it."""
@@ -50,16 +51,20 @@ class Agreeing(Leasing):
         self.withdraw_report(clusterip)
         self.stirred = True
 
-    def applied(self, uid: str, epoch: int, owns: bool) -> None:
-        """The kernel follows this `Use.epoch` of the ClusterIP: all losses are done; `owns` any bucket.
+    def applied(self, uid: str, kept: Kept) -> None:
+        """What the kernel does of the ClusterIP.
 
         Ignored until the view in which a new incarnation owns nothing is followed: it is about a former one.
         """
         standing = self.standings.get(clusterip_id(uid))
-        if standing is None or self.followed < self.followed_from or epoch > standing.in_use:
+        if standing is None or self.followed < self.followed_from:
             return
-        if (standing.kernel_epoch, standing.kernel_owns) != (epoch, owns):
-            standing.kernel_epoch, standing.kernel_owns = epoch, owns
+        former = standing.kernel
+        now = kept._replace(epoch=former.epoch, gained=former.gained) if kept.epoch is None else kept
+        if (now.epoch or 0) > standing.in_use:
+            return
+        if now != former:
+            standing.kernel = now
             self.dirty.add(standing.clusterip)
             self.stirred = True
 
@@ -78,7 +83,11 @@ class Agreeing(Leasing):
         if newest is None or newest.number <= standing.in_use:
             return
         chosen = self.rule8_used_by_peer(standing)
-        if self.someone_lives(newest) and self.rule8_agreed(standing, newest):
+        if (
+            self.someone_lives(newest)
+            and self.rule8_agreed(standing, newest)
+            and self.handing_quiet(standing)
+        ):
             chosen = newest.number
         if chosen > standing.in_use:
             older = [epoch for number, epoch in standing.epochs.items() if number < chosen]
@@ -98,7 +107,7 @@ class Agreeing(Leasing):
         number, acted = standing.resumed
         standing.resumed = None
         if number in standing.epochs:
-            standing.in_use = standing.kernel_epoch = number
+            standing.in_use, standing.kernel = number, standing.kernel._replace(epoch=number)
             standing.in_use_since, standing.prior_unknown = self.now, True
         if acted:
             standing.acting, standing.sharing = self.now, True
@@ -107,9 +116,12 @@ class Agreeing(Leasing):
         """The newest epoch that a living peer uses and this node holds, 0 if none."""
         used = 0
         for node, report in standing.reports.items():
-            epoch = standing.epochs.get(report.in_use)
-            if report.in_use > used and epoch and not self.peers[node].dead and self.someone_lives(epoch):
-                used = report.in_use
+            number = (
+                report.held if report.ready else report.in_use
+            )  # it may have to wait before its kernel follows
+            epoch = standing.epochs.get(number)
+            if number > used and epoch and not self.peers[node].dead and self.someone_lives(epoch):
+                used = number
         return used
 
     def rule8_agreed(self, standing: Standing, epoch: Epoch) -> bool:
@@ -209,6 +221,10 @@ class Agreeing(Leasing):
         if standing is None:
             return []
         return [n for n, said in standing.reports.items() if said.held == number and not self.peers[n].dead]
+
+    def handing_quiet(self, standing: Standing) -> bool:
+        """Whether the moves of the epoch in use are so far that another may supersede it."""
+        raise NotImplementedError
 
     def withdraw_report(self, clusterip: bytes) -> None:
         """Tell the peers that this node has nothing of the ClusterIP any more."""

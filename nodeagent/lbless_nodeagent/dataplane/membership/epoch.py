@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 
 from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import ClusterIP
@@ -17,11 +18,23 @@ class Named:
     node: bytes
     incarnation: int
     buckets: BucketSet
+    address: IPv4Address | None = None
+    """The node's own on the interface, where it is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Buckets that a node (its id) gives up for another, and may still have flows in."""
+
+    source: bytes
+    destination: bytes
+    buckets: BucketSet
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """An assignment with its number. Buckets in `reserved` are nobody's here."""
+    """An assignment with its number, and the moves that it began or found under way. Buckets in `reserved` are
+    nobody's here."""
 
     uid: str
     ip: str
@@ -29,6 +42,7 @@ class Epoch:
     buckets: int
     reserved: BucketSet
     assignments: tuple[Named, ...]
+    moves: tuple[Moved, ...] = ()
     clusterip: bytes = field(init=False)
     incarnations: dict[bytes, int] = field(init=False, compare=False, repr=False)
     """The named incarnation by node id."""
@@ -51,6 +65,10 @@ def epoch_of(clusterip: ClusterIP) -> Epoch:
         buckets=clusterip.spec.hash.buckets,
         reserved=clusterip.spec.reserved,
         assignments=tuple(
-            Named(one.node, node_id(one.node), one.incarnation, one.buckets) for one in clusterip.assignments
+            Named(one.node, node_id(one.node), one.incarnation, one.buckets, one.address)
+            for one in clusterip.assignments
+        ),
+        moves=tuple(
+            Moved(node_id(one.source), node_id(one.destination), one.buckets) for one in clusterip.moves
         ),
     )

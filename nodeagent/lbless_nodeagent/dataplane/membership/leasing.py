@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lbless_api.heartbeat import Flag
 from lbless_nodeagent.dataplane.membership.judging import Judging
-from lbless_nodeagent.dataplane.membership.state import NEVER, Peer
+from lbless_nodeagent.dataplane.membership.state import NEVER, NOTHING_KEPT, Peer
 
 
 class Leasing(Judging):
@@ -107,7 +107,7 @@ class Leasing(Judging):
         the kernel has lost them a lease does not begin anew. Nodes that act share by no epoch, so that among them
         none is ahead."""
         return any(
-            standing.kernel_owns
+            standing.kernel.owns
             and standing.kernel_epoch
             < max(
                 standing.in_use,
@@ -154,7 +154,7 @@ class Leasing(Judging):
             self.rule7_forget_verdicts(peer)
         for standing in self.standings.values():
             standing.in_use, standing.prior, standing.prior_unknown = 0, frozenset(), False
-            standing.kernel_epoch, standing.kernel_owns = 0, False
+            standing.kernel = NOTHING_KEPT
             standing.vacant = standing.acting = standing.resumed = None
             standing.sharing = False
         self.bearers = None

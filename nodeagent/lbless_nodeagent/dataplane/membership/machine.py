@@ -1,8 +1,8 @@
 """The membership of one interface: what it decides at each turn, in which order. No socket, no clock, no I/O.
 
 `Membership` is its rules, one layer a module: `state` (what it knows), `hearing` (1, 2), `judging` (3, 6),
-`leasing` (4, 5, 7), `agreeing` (8, 9), `acting` (10), `stopping` (12), `speaking` (1); a rule's clauses are
-methods named after it. The rules are those of the design, and these are what was decided where it left a
+`leasing` (4, 5, 7), `agreeing` (8, 9), `acting` (10), `handing` (moves), `stopping` (12), `speaking` (1); a rule's
+clauses are methods named after it. The rules are those of the design, and these are what was decided where it left a
 choice or the simulation showed that it must be otherwise:
 
 - Rule 1: not every frame has every peer and ClusterIP. What a peer has not repeated still holds; a digest over
@@ -143,7 +143,7 @@ class Membership(Speaking):
     def _time_decides(self, standing: Standing) -> bool:
         """Whether time alone may change something: rules 9 and 10 wait for so long, rule 2 for 60 s."""
         if (standing.vacant is not None and not standing.sharing) or (
-            standing.in_use and not standing.use.gain
+            standing.in_use and not (standing.use.gain and standing.use.lose)
         ):
             return True
         newest = standing.newest
@@ -158,7 +158,15 @@ class Membership(Speaking):
             return Use(standing.in_use, standing.newest.number, gain, acting, unheard=not self.ever_heard)
         if not standing.in_use:
             return Use()
-        return Use(standing.in_use, standing.in_use, self.rule9_gain(standing))
+        return Use(
+            standing.in_use,
+            standing.in_use,
+            self.rule9_gain(standing),
+            lose=self.handing_lose(standing),
+            ready=self.handing_ready(standing),
+            settled=self.handing_settled(standing),
+            unfinished=self.handing_unfinished(standing),
+        )
 
     def _update_view(self) -> None:
         living = {peer.key for peer in self.living()}
@@ -249,9 +257,9 @@ class Membership(Speaking):
             verdicts=tuple(peer.key for peer in self.peers.values() if peer.dead),
             holding=tuple((p.node, p.heard + p.hold) for p in self.living() if self.rule9_held(p) or p.hold),
             kernel=tuple(
-                (standing.uid, standing.kernel_epoch, standing.kernel_owns, standing.sharing)
+                (standing.uid, standing.kernel_epoch, standing.kernel.owns, standing.sharing)
                 for standing in self.standings.values()
-                if standing.uid and (standing.kernel_epoch or standing.kernel_owns)
+                if standing.uid and (standing.kernel_epoch or standing.kernel.owns)
             ),
             held=self.held or self.returning is not None,
         )

@@ -45,10 +45,3 @@ def owned(epoch: Epoch, view: View, node: str) -> BucketSet:
         reserved=epoch.reserved,
     )
     return division.owned(epoch.ip, node) - epoch.reserved
-
-
-def follow(epoch: Epoch, view: View, node: str, present: BucketSet) -> BucketSet:
-    """What the kernel is to have where it has `present`: losing is at once, gaining when the view allows it."""
-    wanted = owned(epoch, view, node)
-    use = view.use.get(epoch.uid)
-    return wanted if use and use.gain else wanted & present

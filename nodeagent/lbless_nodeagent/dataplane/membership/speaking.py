@@ -50,9 +50,13 @@ class Speaking(Stopping):
             clusterip=standing.clusterip,
             held=newest.number if newest else 0,
             in_use=standing.kernel_epoch,
-            owns=standing.kernel_owns,
+            owns=standing.kernel.owns,
             named=any(epoch is not None and epoch.names(*me) for epoch in (newest, present)),
             acting=standing.acting is not None,
+            ready=newest is not None and standing.kernel.ready == newest.number,
+            gained=standing.kernel.gained,
+            sends=standing.kernel.sends,
+            drains=standing.kernel.drains,
         )
         former = self.told.get(standing.clusterip)
         if said != former and (former or said.held):

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from lbless_api.heartbeat import EpochReport, Flag, clusterip_id, node_id
 from lbless_nodeagent.dataplane.membership.epoch import Epoch
 from lbless_nodeagent.dataplane.membership.times import Times
-from lbless_nodeagent.dataplane.membership.view import Intent, Memory, Use, View
+from lbless_nodeagent.dataplane.membership.view import Intent, Kept, Memory, Use, View
 
 NEVER = float("-inf")
 NOTHING_SAID = Flag(0)
 NOT_FOLLOWED = Use()
+NOTHING_KEPT = Kept(0, owns=False, gained=False)
 Rank = tuple[bool, int, bytes, bytes]
 """(lease not valid, -group size, smallest member, node): the smaller one is the higher rank."""
 
@@ -77,8 +78,8 @@ class Standing:
     in_use_since: float = NEVER
     prior: frozenset[tuple[bytes, int]] = frozenset()
     """Whom the epochs before it named: they may still have buckets by one of those."""
-    kernel_epoch: int = 0
-    kernel_owns: bool = False
+    kernel: Kept = NOTHING_KEPT
+    """What the kernel does; its `epoch` is never None."""
     vacant: float | None = None
     """Since when this node could act if it heard of no one who does (rule 10)."""
     acting: float | None = None
@@ -91,6 +92,11 @@ class Standing:
     """Whether the epoch in use is a former process': whom those before it named is forgotten."""
     resumed: tuple[int, bool] | None = None
     """What a former process of this incarnation had in use, and whether it acted, until the epoch is learnt."""
+
+    @property
+    def kernel_epoch(self) -> int:
+        """The epoch by which the kernel has lost all that it must."""
+        return self.kernel.epoch or 0
 
     @property
     def present(self) -> Epoch | None:
@@ -202,7 +208,7 @@ class State:
         self.ever_heard = bool(memory.peers)
         for uid, number, owns, acts in memory.kernel:
             standing = Standing(uid, clusterip_id(uid), resumed=(number, acts))
-            standing.kernel_owns = owns
+            standing.kernel = NOTHING_KEPT._replace(owns=owns)
             self.standings[standing.clusterip] = standing
         for key in memory.verdicts:
             peer = self.peers.get(key[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lbless_api.heartbeat import Flag
-from lbless_nodeagent.dataplane.membership.acting import Acting
+from lbless_nodeagent.dataplane.membership.handing import Handing
 from lbless_nodeagent.dataplane.membership.state import NEVER, Peer
 from lbless_nodeagent.dataplane.membership.view import Intent
 
@@ -11,7 +11,7 @@ LEAVING_FRAMES = 3
 """How often a node says that it leaves before it goes: a frame may be lost."""
 
 
-class Stopping(Acting):
+class Stopping(Handing):
     """A held node takes over nothing, because it cannot react. So that nobody else is surprised, it becomes
     held, and ceases to be, only while nothing is taken over."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from lbless_api.heartbeat import Heartbeat
 from lbless_api.heartbeat_frame import Stamp
@@ -44,6 +45,10 @@ class Use:
     kernel has; losing them is always at once. `acting`: None, or the names of the nodes that share all
     buckets among themselves. `unheard`: no peer was ever heard; if the document names this very
     incarnation, one that acts leaves to others what it gives them.
+
+    Of buckets that move: `lose`, whether this node may give up what moves from it; `ready`, whether the new owners
+    stand by; `settled`, whether they have gained it; `unfinished`, the nodes (ids) that may still have flows in what
+    moved from them.
     """
 
     epoch: int = 0
@@ -51,6 +56,24 @@ class Use:
     gain: bool = False
     acting: tuple[str, ...] | None = None
     unheard: bool = False
+    lose: bool = True
+    ready: bool = False
+    settled: bool = True
+    unfinished: frozenset[bytes] = frozenset()
+
+
+class Kept(NamedTuple):
+    """What the kernel does of a ClusterIP. `epoch`: the newest `Use.epoch` by which it has lost all that it must,
+    None: as told before; `owns`: it takes new flows in any bucket; `ready`: the epoch for which it stands by, 0 for
+    none; `gained`: it has all that is its own by `epoch`; `sends`: it still sends on what it gave up; `drains`: it
+    still keeps flows there."""
+
+    epoch: int | None
+    owns: bool
+    ready: int = 0
+    gained: bool = True
+    sends: bool = False
+    drains: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lbless_api.heartbeat_frame import Stamp
-from lbless_nodeagent.dataplane.membership import Condition, Epoch, Intent, Memory, Times, View
+from lbless_nodeagent.dataplane.membership import Condition, Epoch, Intent, Kept, Memory, Times, View
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +87,12 @@ class Forgotten:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What the kernel follows by now: (UID, `Use.epoch`, owns a bucket) each, and the view's version if that is
-    followed whole. Rules may be new, so the lease is renewed at once."""
+    """What the kernel does by now of some ClusterIPs, by UID, and the view's version if that is followed whole. Rules
+    may be new, so the lease is renewed at once."""
 
     interface: str
     version: int | None
-    clusterips: tuple[tuple[str, int, bool], ...]
+    clusterips: tuple[tuple[str, Kept], ...]
 
 
 @dataclass(frozen=True, slots=True)

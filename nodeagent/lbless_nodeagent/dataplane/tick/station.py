@@ -118,8 +118,8 @@ class Station:
         """What the kernel follows; its rules may be new, and then they know of no lease."""
         if message.version is not None:
             self.membership.followed_view(message.version)
-        for uid, epoch, owns in message.clusterips:
-            self.membership.applied(uid, epoch, owns)
+        for uid, kept in message.clusterips:
+            self.membership.applied(uid, kept)
         self._kernel_changed = self._renew_anew = True
 
     # What happens by itself

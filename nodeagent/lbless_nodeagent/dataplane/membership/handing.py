@@ -1,0 +1,109 @@
+"""Moves between living nodes: when the former owner may give up, when it need not send on any more, and whose flows
+may still be under way. Which buckets that are is `handover`'s."""
+
+from __future__ import annotations
+
+from lbless_api.heartbeat import EpochReport
+from lbless_nodeagent.dataplane.membership.acting import Acting
+from lbless_nodeagent.dataplane.membership.epoch import Epoch
+from lbless_nodeagent.dataplane.membership.state import NEVER, Peer, Standing
+
+PATIENT_TICKS, HURRIED_TICKS = 50, 5
+"""How long a former owner waits for the new ones to stand by: it serves all that while. Where a node that the epoch
+names is dead, or another one has given up already, others wait for this one before they gain. For one that does not
+hear it they wait no longer than DEAD (rule 9): then it does not wait at all."""
+
+
+class Handing(Acting):
+    """Says it of each ClusterIP as a whole: of all buckets that move in it the slowest decides."""
+
+    def handing_lose(self, standing: Standing) -> bool:
+        """Whether what moves from this node may be given up by the epoch in use."""
+        epoch = standing.present
+        if epoch is None or not self.valid or self.handing_ready(standing):
+            return True
+        if not self._all_hear(epoch):
+            return True
+        sources = {move.source for move in epoch.moves} - {self.node}
+        begun = any(s.in_use >= epoch.number for node, s in standing.reports.items() if node in sources)
+        hurried = begun or not all(self.lives(one.node, one.incarnation) for one in epoch.assignments)
+        ticks = HURRIED_TICKS if hurried else PATIENT_TICKS
+        return self.now - standing.in_use_since >= ticks * self.times.tick
+
+    def handing_ready(self, standing: Standing) -> bool:
+        """Whether all that live of those to whom buckets move from this node stand by."""
+        epoch = standing.present
+        return epoch is not None and all(self._is_ready(standing, epoch, peer) for peer in self._heirs(epoch))
+
+    def handing_settled(self, standing: Standing) -> bool:
+        """Whether all that live of those to whom buckets move from this node have gained them."""
+        epoch = standing.present
+        if epoch is None:
+            return True
+        reports = (standing.reports.get(peer.node) for peer in self._heirs(epoch))
+        return all(said is not None and said.gained and said.in_use >= epoch.number for said in reports)
+
+    def handing_unfinished(self, standing: Standing) -> frozenset[bytes]:
+        """The nodes that may still keep flows in buckets that move from them: those that say so, and those of which
+        it is not known yet that they have given the buckets up. The dead keep none."""
+        epoch = standing.present
+        if epoch is None or not epoch.moves:
+            return frozenset()
+        peers = (self.peers.get(source) for source in {move.source for move in epoch.moves})
+        return frozenset(
+            p.node for p in peers if p and not p.dead and not self._is_finished(standing, epoch, p)
+        )
+
+    def handing_quiet(self, standing: Standing) -> bool:
+        """Whether all that live of those that give or get buckets by the epoch in use have got what is their own and
+        send nothing on any more; flows may go on for long. Another epoch in between would have to give up what is
+        sent on, and with it new flows. It waits only while all goes well."""
+        epoch = standing.present
+        if epoch is None or not epoch.moves or not self.valid:
+            return True
+        if self.now - standing.in_use_since >= PATIENT_TICKS * self.times.tick:
+            return True
+        if not self._all_hear(epoch) or not all(
+            self.lives(one.node, one.incarnation) for one in epoch.assignments
+        ):
+            return True
+        number, kernel = epoch.number, standing.kernel
+        follows = {self.node: kernel.epoch == number}
+        through = {self.node: kernel.epoch == number and kernel.gained and not kernel.sends}
+        for peer in self.living():
+            said = standing.reports.get(peer.node)
+            follows[peer.node] = said is not None and said.in_use >= number
+            through[peer.node] = follows[peer.node] and bool(said and said.gained and not said.sends)
+        sources = {move.source for move in epoch.moves}
+        if not any(follows.get(node) for node in sources):
+            return True  # nobody has given anything up
+        return all(through.get(node, True) for node in sources | {move.destination for move in epoch.moves})
+
+    def _heirs(self, epoch: Epoch) -> list[Peer]:
+        """The living nodes to which buckets move from this one."""
+        heirs = {move.destination for move in epoch.moves if move.source == self.node}
+        return [p for p in map(self.peers.get, heirs) if p and not p.dead and epoch.names(*p.key)]
+
+    def _all_hear(self, epoch: Epoch) -> bool:
+        """Whether this node and each living one that the epoch names hear each other."""
+        recent = self.now - self.times.heard
+        return all(
+            peer.heard >= recent and self.sent.get(peer.heard_me, NEVER) >= recent
+            for peer in self.living()
+            if epoch.names(*peer.key)
+        )
+
+    def _is_ready(self, standing: Standing, epoch: Epoch, peer: Peer) -> bool:
+        report = standing.reports.get(peer.node)
+        if report is None:
+            return False
+        if report.gained and report.in_use >= epoch.number:
+            return True
+        # A report has one bit for it, about the newest epoch held.
+        return report.ready if report.held == epoch.number else report.in_use >= epoch.number
+
+    def _is_finished(self, standing: Standing, epoch: Epoch, peer: Peer) -> bool:
+        report: EpochReport | None = standing.reports.get(peer.node)
+        if report is None:
+            return peer.complete  # it has said all, and nothing of this one
+        return report.in_use >= epoch.number and not report.drains
