@@ -23,7 +23,8 @@ class Capability:
     """One way in which an engine can filter: every combination of these is possible.
 
     Buckets are 1 to `max_buckets`, the prefix lengths `min_prefix_length` to 32. `ports`: whether it can
-    open some ports only. `moves`: whether established flows stay where they are when a bucket moves.
+    open some ports only. `moves`: whether established flows stay where they are when a bucket moves; `redirect`:
+    whether meanwhile it sends new ones on to the new owner, so that a move has no gap.
     """
 
     functions: frozenset[HashFunction]
@@ -33,6 +34,7 @@ class Capability:
     ports: bool = False
     source_macs: frozenset[SourceMAC] = frozenset({SourceMAC.NODE})
     moves: bool = False
+    redirect: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,7 @@ def render_capabilities(capabilities: Iterable[Capability]) -> list[dict[str, ob
             "ports": c.ports,
             "sourceMACs": sorted(c.source_macs),
             "moves": c.moves,
+            "redirect": c.redirect,
         }
         for c in capabilities
     ]
@@ -157,6 +160,7 @@ def _parse(value: object, where: str) -> Capability:
         ports=boolean(entry.get("ports", False), f"{where}.ports"),
         source_macs=_known(SourceMAC, entry.get("sourceMACs") or [SourceMAC.NODE], f"{where}.sourceMACs"),
         moves=boolean(entry.get("moves", False), f"{where}.moves"),
+        redirect=boolean(entry.get("redirect", False), f"{where}.redirect"),
     )
 
 

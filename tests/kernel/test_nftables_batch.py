@@ -3,6 +3,7 @@
 import random
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
@@ -15,8 +16,9 @@ from lbless_nodeagent.dataplane.engine import EngineError, Vip, Wanted
 from lbless_nodeagent.dataplane.nftables import probe, readback
 from lbless_nodeagent.dataplane.nftables.batch import Batch
 from lbless_nodeagent.dataplane.nftables.engine import NftablesEngine
+from lbless_nodeagent.dataplane.nftables.layout import Layout
 from lbless_nodeagent.dataplane.nftables.library import Library
-from lbless_nodeagent.dataplane.nftables.names import owned_set
+from lbless_nodeagent.dataplane.nftables.names import Role, bucket_set, redirect_map
 from lbless_nodeagent.dataplane.nftables.netlink import (
     AF_IPV4,
     MESSAGE,
@@ -25,7 +27,6 @@ from lbless_nodeagent.dataplane.nftables.netlink import (
     each_attribute,
     messages,
 )
-from lbless_nodeagent.dataplane.nftables.rules import Layout
 from lbless_nodeagent.dataplane.nftables.transactions import (
     MAX_ELEMENTS,
     BucketChange,
@@ -37,7 +38,7 @@ from lbless_nodeagent.dataplane.nftables.transactions import (
 pytestmark = pytest.mark.root
 
 GROUP = HashParameters(HashFunction.JHASH, HashMode.SOURCE_IP_SOURCE_PORT, 0, 4096, 32)
-NAME = owned_set(GROUP)
+NAME = bucket_set(GROUP, Role.OWNED)
 NEWSETELEM, NLM_F_DUMP_INTR = 12, 0x10
 LARGE = {IPv4Address("10.8.0.1") + n: BucketSet(range(n, n + 85)) for n in range(300)}
 
@@ -80,7 +81,7 @@ def steps(before: dict[IPv4Address, BucketSet], after: dict[IPv4Address, BucketS
 
 
 def run(batch: Batch, changes: tuple[BucketChange, ...]) -> None:
-    batch.run((change.verb, change.name, change.keys) for change in changes)
+    batch.run((change.verb, change.name, change.keys, change.values) for change in changes)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -104,8 +105,32 @@ def test_packed_buckets_and_nfts_text_come_to_the_same(batch: Batch, reader: Rea
         before = after
 
 
+def test_packed_ways_of_what_is_sent_on_and_nfts_text_come_to_the_same(batch: Batch, reader: Reader) -> None:
+    name = redirect_map(GROUP)
+    to = [IPv4Address("10.8.0.200") + number % 3 for number in range(4096)]
+    change = BucketChange(
+        "add", name, tuple(key(number) for number in range(4096)), tuple(address.packed for address in to)
+    )
+
+    def listed() -> dict[bytes, bytes]:
+        found = reader.elements(AF_IPV4, "lbless", name)
+        return {one.key: bytes(attributes(one.value or memoryview(b""))[1]) for one in found}
+
+    run(batch, (change,))
+    packed = listed()
+    assert packed == dict(zip(change.keys, change.values, strict=True))
+    run(batch, (replace(change, verb="delete", values=()),))
+    assert listed() == {}
+    Library().run(change.text)
+    assert listed() == packed
+    other = replace(change, keys=change.keys[:9], values=change.values[1:10])
+    run(batch, (replace(other, verb="delete", values=()), other))
+    assert listed() == packed | dict(zip(other.keys, other.values, strict=True))
+
+
 def test_ten_thousand_elements_are_one_transaction(batch: Batch, reader: Reader) -> None:
-    first, *_ = steps({ip: BucketSet() for ip in LARGE}, LARGE)
+    hundred = dict.fromkeys(LARGE, BucketSet(range(100)))
+    first, *_ = steps({ip: BucketSet() for ip in LARGE}, hundred)
     assert first.elements == MAX_ELEMENTS
     assert first.buckets is not None
     generation = reader.generation()
@@ -117,31 +142,31 @@ def test_ten_thousand_elements_are_one_transaction(batch: Batch, reader: Reader)
 def test_of_a_refused_transaction_nothing_takes_effect_and_the_next_one_works(
     batch: Batch, reader: Reader
 ) -> None:
-    batch.run([("add", NAME, [key(1), key(2)])])
+    batch.run([("add", NAME, [key(1), key(2)], [])])
     generation = reader.generation()
     for refused in (
-        [("add", NAME, [key(3)]), ("delete", NAME, [key(9)])],
-        [("delete", NAME, [key(9)]), ("add", NAME, [key(3)])],
-        [("delete", NAME, [key(1)]), ("add", "no_such_set", [key(3)])],
-        [("delete", NAME, [key(1)]), ("add", NAME, [key(3) * 2])],
+        [("add", NAME, [key(3)], []), ("delete", NAME, [key(9)], [])],
+        [("delete", NAME, [key(9)], []), ("add", NAME, [key(3)], [])],
+        [("delete", NAME, [key(1)], []), ("add", "no_such_set", [key(3)], [])],
+        [("delete", NAME, [key(1)], []), ("add", NAME, [key(3) * 2], [])],
     ):
         with pytest.raises(EngineError, match="The kernel refused a change of lbless's sets"):
             batch.run(refused)
         assert {found[0] for found in elements(reader)} == {key(1), key(2)}
     assert reader.generation() == generation
-    batch.run([("delete", NAME, [key(1)]), ("add", NAME, [key(4)])])
+    batch.run([("delete", NAME, [key(1)], []), ("add", NAME, [key(4)], [])])
     assert {found[0] for found in elements(reader)} == {key(2), key(4)}
 
 
 def test_a_bucket_that_is_there_already_may_be_added_again(batch: Batch, reader: Reader) -> None:
     for _ in range(2):
-        batch.run([("add", NAME, [key(1)])])
+        batch.run([("add", NAME, [key(1)], [])])
     assert {found[0] for found in elements(reader)} == {key(1)}
 
 
 def test_no_change_is_no_transaction(batch: Batch, reader: Reader) -> None:
     generation = reader.generation()
-    batch.run([("add", NAME, [])])
+    batch.run([("add", NAME, [], [])])
     assert reader.generation() == generation
 
 
@@ -154,7 +179,7 @@ def test_what_was_written_a_moment_ago_is_read_back_whole(batch: Batch, reader: 
         assert transaction.buckets is not None
         run(batch, transaction.buckets)
         found = readback.read(reader, probe.layout(Library())).footprints
-        owned = {ip: mark.owned[GROUP] for ip, mark in found.items() if mark.owned}
+        owned = {ip: mark.buckets[Role.OWNED, GROUP] for ip, mark in found.items() if mark.buckets}
         assert owned == {ip: buckets for ip, buckets in after.items() if buckets}
 
 
@@ -199,7 +224,7 @@ def say_interrupted(received: bytes, _: list[bytes]) -> bytes:
 def test_a_spoilt_dump_is_repeated(
     batch: Batch, reader: Reader, monkeypatch: pytest.MonkeyPatch, spoil: Spoil, times: int
 ) -> None:
-    batch.run([("add", NAME, [key(1), key(2), key(3)])])
+    batch.run([("add", NAME, [key(1), key(2), key(3)], [])])
     whole, owned = elements(reader), readback.read(reader, probe.layout(Library())).footprints
     spoiling = SpoilingSocket(reader._socket, spoil, times)
     monkeypatch.setattr(reader, "_socket", spoiling)
@@ -214,7 +239,7 @@ def test_a_spoilt_dump_is_repeated(
 def test_a_dump_that_is_always_spoilt_is_given_up_with_a_sentence(
     batch: Batch, reader: Reader, monkeypatch: pytest.MonkeyPatch, spoil: Spoil
 ) -> None:
-    batch.run([("add", NAME, [key(1), key(2), key(3)])])
+    batch.run([("add", NAME, [key(1), key(2), key(3)], [])])
     monkeypatch.setattr(reader, "_socket", SpoilingSocket(reader._socket, spoil, 1000))
     for read in (elements, lambda one: readback.read(one, probe.layout(Library()))):
         with pytest.raises(EngineError, match="so fast that it cannot be read"):

@@ -11,15 +11,13 @@ import pytest
 
 from kernel import rawpackets
 from kernel.rawpackets import GRE, OSPF, PORTED, Fields, ethernet, icmp_error, ipv4, random_fields, transport
-from kernel.segment import Observer, Wire, nft, ruleset, run
+from kernel.segment import Observer, Wire, nft, run
 from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import HashParameters
 from lbless_api.hashing import AH, ESP, ICMP, UDP, HashFunction, HashMode, bucket
 from lbless_api.mac import default_mac
 from lbless_nodeagent.dataplane.engine import Vip, Wanted
-from lbless_nodeagent.dataplane.nftables import probe
 from lbless_nodeagent.dataplane.nftables.engine import NftablesEngine
-from lbless_nodeagent.dataplane.nftables.rules import Layout
 
 pytestmark = pytest.mark.root
 
@@ -157,21 +155,11 @@ def test_an_icmp_error_goes_to_the_owner_whatever_options_the_packet_in_it_has(
     assert 100 < len(expected) < 230
 
 
-@pytest.mark.parametrize("conntrack", [True, False])
-def test_a_datagram_in_fragments_is_hashed_whole(
-    engine: NftablesEngine,
-    wire: Wire,
-    observer: Observer,
-    monkeypatch: pytest.MonkeyPatch,
-    conntrack: bool,
-):
-    """By whichever of the two expressions the kernel is asked to reassemble them."""
-    monkeypatch.setattr(probe, "layout", lambda _library: Layout(conntrack=conntrack))
+def test_a_datagram_in_fragments_is_hashed_whole(engine: NftablesEngine, wire: Wire, observer: Observer):
     rng = random.Random(5)
     group = HashParameters(HashFunction.JHASH, HashMode.SOURCE_IP_SOURCE_PORT_DEST_PORT, 1, 2, 32)
     vip = make_vip(1, group, BucketSet([1]))
     engine.apply(Wanted({vip.ip: vip}, frozenset()))
-    assert ("ct state" in ruleset()) == conntrack
     expected = set()
     for identification in range(100):
         fields = random_fields(rng, UDP)

@@ -5,17 +5,19 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kernel.segment import nft, ruleset
 from lbless_api.node import EngineReport
+from lbless_nodeagent.dataplane.nftables import probe
 from lbless_nodeagent.dataplane.nftables.engine import NftablesEngine
+from lbless_nodeagent.dataplane.nftables.layout import Layout
 from lbless_nodeagent.dataplane.nftables.library import LIBRARY, Library
 from lbless_nodeagent.dataplane.nftables.netlink import Reader
-from lbless_nodeagent.dataplane.nftables.probe import FEATURES, WHOLE, Feature, layout, missing
-from lbless_nodeagent.dataplane.nftables.rules import REASSEMBLY, Layout
+from lbless_nodeagent.dataplane.nftables.probe import FEATURES, REDIRECT, WHOLE, Feature, layout, missing
 
 pytestmark = pytest.mark.root
 
@@ -51,17 +53,21 @@ def test_here_everything_is_there_and_trying_it_leaves_nothing(engine: NftablesE
     reader.close()
 
 
-@pytest.mark.parametrize("feature", [*FEATURES, WHOLE], ids=lambda feature: feature.name)
+@pytest.mark.parametrize("feature", [*FEATURES, WHOLE, REDIRECT], ids=lambda feature: feature.name)
 def test_each_feature_that_is_tried_is_one_that_this_kernel_has(feature: Feature, namespace: None):
     assert missing(Library(), [feature]) is None
 
 
-def test_conntrack_is_left_alone_where_fragments_are_reassembled_without_it(
-    namespace: None, monkeypatch: pytest.MonkeyPatch
+def test_where_packets_cannot_be_sent_on_the_engine_works_without_and_says_so(
+    engine: NftablesEngine, monkeypatch: pytest.MonkeyPatch
 ):
-    assert layout(Library()) == Layout(conntrack=False)
-    monkeypatch.setitem(REASSEMBLY, False, "meta l4proto tcp unheard_of")
-    assert layout(Library()) == Layout(conntrack=True)
+    assert layout(Library()) == Layout(redirect=True)
+    assert engine.probe().capabilities[0].redirect
+    monkeypatch.setattr(probe, "REDIRECT", replace(REDIRECT, text=REDIRECT.text.replace("dup", "unheard_of")))
+    assert layout(Library()) == Layout(redirect=False)
+    (able,) = engine.probe().capabilities
+    assert able.moves
+    assert not able.redirect
 
 
 @pytest.mark.parametrize("program", [PROBE, APPLY], ids=["probe", "apply"])

@@ -399,7 +399,7 @@ def test_a_change_in_pieces_is_cut_at_the_limit_and_no_piece_owns_or_passes_what
                 allowed = BucketSet()
                 for state in (before, after):
                     allowed |= state.vips[ip].owned if ip in state.vips else BucketSet()
-                for group, owned in mark.owned.items():
+                for (_, group), owned in mark.buckets.items():
                     assert owned.issubset(allowed), (ip, group, owned)
                 in_both = ip in before.vips and ip in after.vips
                 assert mark.shared or (not mark.entries and not in_both), "an address that nothing filters"
@@ -541,16 +541,17 @@ import sys
 from lbless_api.clusterip import HashParameters
 from lbless_api.hashing import HashFunction, HashMode
 from lbless_nodeagent.dataplane.nftables import rules
+from lbless_nodeagent.dataplane.nftables.layout import Layout
 from lbless_nodeagent.dataplane.nftables.library import Library
 from lbless_nodeagent.dataplane.nftables.names import Family
 library = Library()
-library.run(rules.table(Family.IP, rules.Layout()))
+library.run(rules.table(Family.IP, Layout()))
 for function in HashFunction:
     for mode in HashMode:
         for prefix_length in range(1, 33):
             for buckets, seed in ((1, 0), (4096, 0xFFFFFFFF)):
                 group = HashParameters(function, mode, seed, buckets, prefix_length)
-                library.run(rules.add_group(group))
+                library.run(rules.add_group(group, Layout()))
                 library.run(rules.remove_group(group))
 """
     done = subprocess.run(

@@ -19,6 +19,7 @@ from lbless_api.clusterip import HashParameters, PortRange, Protocol, SourceMAC
 from lbless_api.hashing import MAX_BUCKETS, HashFunction, HashMode
 from lbless_api.mac import default_mac
 from lbless_nodeagent.dataplane.engine import NOTHING, Engine, EngineError, Vip, Wanted
+from lbless_nodeagent.dataplane.moving import Moving
 
 HTTP = (PortRange(Protocol.TCP, 80, 80), PortRange(Protocol.TCP, 8000, 8010))
 PODS = frozenset({IPv4Network("10.244.1.0/24")})
@@ -61,6 +62,31 @@ def wanted(*vips: Vip, local_sources: frozenset[IPv4Network] = PODS) -> Wanted:
 def some(engine: Engine) -> list[Vip]:
     """A few that the engine can do, of as many groups as it can."""
     return [vip(number, group) for number, group in enumerate(possible(engine), 1)]
+
+
+def moves(engine: Engine, one: Vip) -> list[Vip]:
+    """All that becomes of a Vip's buckets while they move, to this node and from it; nothing where the engine cannot
+    let them move. Where it can send nothing on, nothing of that is in them."""
+    able = [c for c in engine.capabilities() if one.hash.function in c.functions and one.hash.mode in c.modes]
+    if not able[0].moves:
+        return []
+    low, high = BucketSet([0]), BucketSet.full(one.hash.buckets) - BucketSet([0])
+    to = ((IPv4Address("10.8.1.1"), low), (IPv4Address("10.8.1.2"), high))
+    elsewhere = ((IPv4Address("10.8.1.2"), low), (IPv4Address("10.8.1.3"), high))
+    stages = [
+        (low, Moving(standby=high)),
+        (low, Moving(fresh=high)),
+        (BucketSet(), Moving(fresh=high, drain=low)),
+        (high, Moving(drain=low, redirect=to[:1])),
+        (BucketSet(), Moving(drain=low | high, redirect=tuple(way for way in to if way[1]))),
+        (BucketSet(), Moving(drain=low | high, redirect=tuple(way for way in elsewhere if way[1]))),
+        (BucketSet(), Moving(drain=high, ending=low)),
+        (BucketSet(), Moving(standby=low, ending=high)),
+        (high | low, Moving()),
+    ]
+    if not able[0].redirect:
+        stages = [(owned, replace(moving, redirect=())) for owned, moving in stages]
+    return [replace(one, owned=owned, moving=moving) for owned, moving in stages]
 
 
 class EngineContract:
@@ -116,6 +142,25 @@ class EngineContract:
                 with pytest.raises(EngineError, match="sourceMAC"):
                     engine.apply(wanted(asked))
 
+    def test_buckets_that_move_are_taken_and_given_back_in_every_state_or_refused(
+        self, engine: Engine, kernel: Kernel
+    ) -> None:
+        few = {(one.hash.function, one.hash.mode): one for one in some(engine) if 1 < one.hash.buckets <= 32}
+        for one in few.values():
+            stages = moves(engine, one)
+            for asked in stages:
+                engine.apply(wanted(asked))
+                assert engine.installed() == wanted(asked)
+                assert engine.verify()
+                successor = kernel.successor()
+                assert successor.installed() == wanted(asked)
+                successor.close()
+            if not stages:
+                asked = replace(one, owned=BucketSet(), moving=Moving(drain=BucketSet([0])))
+                assert "move" in (engine.refusal(asked) or "")
+                with pytest.raises(EngineError, match="move"):
+                    engine.apply(wanted(asked))
+
     def test_a_vip_that_cannot_be_written_into_a_rule_is_refused_and_leaves_what_was(
         self, engine: Engine, kernel: Kernel
     ) -> None:
@@ -130,6 +175,7 @@ class EngineContract:
             replace(other, mac="03:bf:0a:08:00:63 }"),
             replace(other, mac="02:bf:0a:08:00:63"),
             replace(other, owned=BucketSet([other.hash.buckets])),
+            replace(other, moving=Moving(standby=BucketSet([other.hash.buckets]))),
         ):
             assert (engine.refusal(bad) or "").startswith("10.8.0.99: "), bad
             with pytest.raises(EngineError, match=r"10\.8\.0\.99: "):
@@ -210,11 +256,14 @@ class EngineContract:
             if first.hash.function in c.functions and first.hash.mode in c.modes
         )
         with_ports = replace(first, ports=HTTP) if able.ports else first
+        moving = [wanted(one, second) for one in moves(engine, last)]
         return (
             wanted(first, second, last),
             wanted(full, second, last),
             wanted(replace(full, mac="03:bf:00:00:00:07"), second),
             wanted(replace(full, interface="eth1"), second),
+            *moving[:-2],
+            *(wanted(replace(one, interface="eth1")) for one in moves(engine, second)[4:5]),
             wanted(replace(first, hash=last.hash, owned=BucketSet([0]))),
             wanted(with_ports, replace(second, owned=BucketSet()), local_sources=frozenset()),
             wanted(replace(with_ports, ports=None), *others),

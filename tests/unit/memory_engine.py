@@ -30,7 +30,11 @@ class MemoryEngine:
         self._applied: Wanted | None = None
 
     def capabilities(self) -> tuple[Capability, ...]:
-        return (Capability(frozenset(HashFunction), frozenset(HashMode), 4096, 1, ports=True),)
+        return (
+            Capability(
+                frozenset(HashFunction), frozenset(HashMode), 4096, 1, ports=True, moves=True, redirect=True
+            ),
+        )
 
     def refusal(self, vip: Vip) -> str | None:
         sentence = refusal(self.name, self.capabilities(), vip.demand) or _fault(vip)
@@ -86,6 +90,6 @@ def _fault(vip: Vip) -> str | None:
         return str(error)
     if not re.fullmatch(r"[0-9A-Za-z_.@+][0-9A-Za-z_.@+-]{0,14}", vip.interface):
         return f"interface {vip.interface!r} cannot be written in a rule."
-    if not vip.owned.issubset(BucketSet.full(vip.hash.buckets)):
+    if not (vip.owned | vip.moving.buckets).issubset(BucketSet.full(vip.hash.buckets)):
         return f"buckets {vip.owned} are not all below {vip.hash.buckets}."
     return None

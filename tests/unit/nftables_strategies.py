@@ -9,6 +9,7 @@ from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import HashParameters, PortRange, Protocol, SourceMAC
 from lbless_api.hashing import HashFunction, HashMode
 from lbless_nodeagent.dataplane.engine import Vip, Wanted
+from lbless_nodeagent.dataplane.moving import AT_REST, Moving
 
 seeds = st.one_of(st.sampled_from([0, 1, 0xFFFFFFFF]), st.integers(0, 0xFFFFFFFF))
 
@@ -45,11 +46,31 @@ def port_lists(draw: st.DrawFn) -> tuple[PortRange, ...]:
 
 
 @st.composite
+def movings(draw: st.DrawFn, buckets: int, owned: BucketSet) -> Moving:
+    """Any states of some of the buckets that are not owned, and ways for some of those that drain."""
+    free = [bucket for bucket in range(buckets) if bucket not in owned]
+    some = draw(st.lists(st.sampled_from(free), max_size=24, unique=True)) if free else []
+    states: list[list[int]] = [[], [], [], []]
+    for bucket in some:
+        states[draw(st.integers(0, 3))].append(bucket)
+    standby, fresh, drain, ending = map(BucketSet, states)
+    ways: dict[IPv4Address, list[int]] = {}
+    for bucket in drain:
+        if draw(st.booleans()):
+            ways.setdefault(IPv4Address("10.8.1.0") + draw(st.integers(0, 2)), []).append(bucket)
+    redirect = tuple(sorted((address, BucketSet(to)) for address, to in ways.items()))
+    return Moving(standby, fresh, drain, ending, redirect)
+
+
+@st.composite
 def vips(
     draw: st.DrawFn, ip: IPv4Address, group_pool: Sequence[HashParameters], interfaces: Sequence[str]
 ) -> Vip:
     group = draw(st.sampled_from(group_pool))
     low, high = sorted(draw(st.tuples(st.integers(0, group.buckets), st.integers(0, group.buckets))))
+    owned = BucketSet(
+        range(low, high) if draw(st.booleans()) else (b for b in (low, high) if b < group.buckets)
+    )
     return Vip(
         ip=ip,
         interface=draw(st.sampled_from(interfaces)),
@@ -57,9 +78,8 @@ def vips(
         source_mac=draw(st.sampled_from(SourceMAC)),
         hash=group,
         ports=draw(st.none() | port_lists()),
-        owned=BucketSet(range(low, high))
-        if draw(st.booleans())
-        else BucketSet(b for b in (low, high) if b < group.buckets),
+        owned=owned,
+        moving=draw(movings(group.buckets, owned)) if draw(st.booleans()) else AT_REST,
     )
 
 

@@ -18,6 +18,7 @@ from lbless_nodeagent.dataplane.iptables import arp, entries, rules, wire
 from lbless_nodeagent.dataplane.iptables.arp import ArpRule
 from lbless_nodeagent.dataplane.iptables.engine import IptablesEngine
 from lbless_nodeagent.dataplane.iptables.rules import Rule
+from lbless_nodeagent.dataplane.moving import AT_REST
 from unit.iptables_tables import Raw, arp_rule, extension, ip_rule, ip_table, table
 from unit.nftables_strategies import wanteds
 
@@ -39,7 +40,7 @@ def possible(draw: st.DrawFn) -> Wanted:
         mode = vip.hash.mode if known is LEGACY else known.mode
         group = replace(known, seed=vip.hash.seed, buckets=buckets, mode=mode)
         owned = vip.owned & BucketSet.full(buckets)
-        vips[ip] = replace(vip, hash=group, owned=owned, source_mac=SourceMAC.NODE)
+        vips[ip] = replace(vip, hash=group, owned=owned, source_mac=SourceMAC.NODE, moving=AT_REST)
         assert ENGINE.refusal(vips[ip]) is None
     return replace(state, vips=vips)
 

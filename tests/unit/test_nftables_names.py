@@ -10,13 +10,19 @@ from lbless_api.clusterip import HashParameters
 from lbless_api.hashing import HashFunction, HashMode
 from lbless_nodeagent.dataplane.nftables.library import brief, sentence
 from lbless_nodeagent.dataplane.nftables.names import (
+    Role,
+    answers_chain,
+    bucket_set,
     egress_chain,
     entry_chain,
     group_name,
+    group_of_answers,
     group_of_entry,
+    group_of_judged,
     group_of_set,
     interface_of_egress,
-    owned_set,
+    judged_chain,
+    redirect_map,
     valid_interface,
 )
 from unit.nftables_strategies import groups
@@ -32,11 +38,22 @@ def test_a_groups_name_can_be_read():
 
 @given(groups)
 def test_a_group_is_known_by_its_names(group: HashParameters):
-    assert group_of_set(owned_set(group)) == group
+    assert group_of_set(bucket_set(group, Role.OWNED)) == group
+    assert group_of_judged(judged_chain(group)) == group
+    assert group_of_answers(answers_chain(group)) == group
     for with_ports in (False, True):
         chain = entry_chain(group, with_ports)
         assert IDENTIFIER.fullmatch(chain)
         assert group_of_entry(chain) == (group, with_ports)
+
+
+@given(groups)
+def test_all_that_a_group_has_is_called_by_names_of_its_own(group: HashParameters):
+    sets = [*(bucket_set(group, role) for role in Role), redirect_map(group)]
+    chains = [entry_chain(group, False), entry_chain(group, True), judged_chain(group), answers_chain(group)]
+    assert len({*sets, *chains}) == len(sets) + len(chains)
+    assert [name for name in sets + chains if group_of_set(name)] == [bucket_set(group, Role.OWNED)]
+    assert [name for name in chains if group_of_entry(name)] == chains[:2]
 
 
 @pytest.mark.parametrize(

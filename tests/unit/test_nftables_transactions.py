@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address
 
@@ -9,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbless_api.buckets import BucketSet
-from lbless_api.clusterip import SourceMAC
+from lbless_api.clusterip import HashParameters, SourceMAC
 from lbless_nodeagent.dataplane.engine import Wanted
 from lbless_nodeagent.dataplane.nftables.footprint import elements, footprint, vip
-from lbless_nodeagent.dataplane.nftables.names import Family, group_of_set, owned_set
-from lbless_nodeagent.dataplane.nftables.rules import Layout
+from lbless_nodeagent.dataplane.nftables.layout import Layout
+from lbless_nodeagent.dataplane.nftables.names import MOVING, Family, Role, bucket_set, redirect_map
 from lbless_nodeagent.dataplane.nftables.transactions import NOTHING_HELD, Held, target, transactions
-from unit.nftables_strategies import wanteds
+from unit.nftables_strategies import movings, wanteds
 
 STATEMENT = re.compile(r"(add|delete) element (\w+) lbless (\w+) \{ (.*) \}")
 FLUSH = re.compile(r"flush set (\w+) lbless (\w+)")
@@ -29,8 +30,13 @@ def model_of(held: Held) -> Model:
     for ip, mark in held.footprints.items():
         for name, texts in elements(ip, mark).items():
             found[name.family, name.name] |= texts
-        for group, owned in mark.owned.items():
-            found[Family.IP, owned_set(group)] |= {f"{ip} . {bucket}" for bucket in owned}
+        for (role, group), buckets in mark.buckets.items():
+            found[Family.IP, bucket_set(group, role)] |= {f"{ip} . {bucket}" for bucket in buckets}
+        for group, ways in mark.redirects.items():
+            texts = {f"{ip} . {bucket} : {to}" for to, buckets in ways for bucket in buckets}
+            found[Family.IP, redirect_map(group)] |= texts
+        if mark.moving:
+            found[Family.IP, MOVING].add(str(ip))
     found[Family.IP, "local_sources"] |= {str(n) for n in held.local_sources}
     return {key: texts for key, texts in found.items() if texts}
 
@@ -52,18 +58,58 @@ def run(model: Model, text: str) -> int:
             assert keys.isdisjoint(text.split(" : ")[0] for text in texts), "the kernel refuses to overwrite"
             present |= set(texts)
         else:
-            assert present.issuperset(texts), "the kernel refuses to delete what is not there"
-            present -= set(texts)
+            keys = {text.split(" : ")[0] for text in texts}
+            gone = {text for text in present if text.split(" : ")[0] in keys}
+            assert len(gone) == len(texts), "the kernel refuses to delete what is not there"
+            present -= gone
     return count
 
 
-def buckets_in(model: Model, ip: IPv4Address) -> dict[str, BucketSet]:
-    """What `ip` owns, by set."""
-    return {
-        name: BucketSet(int(text.split(" . ")[1]) for text in texts if text.startswith(f"{ip} . "))
+State = tuple[str | None, bool, bool, str | None]
+"""Of a bucket: the state by which it is kept, if any, whether what is kept is judged by its flow, whether answers to
+SYNs are stopped, and where the rest is sent on to."""
+
+KEEPING = (Role.OWNED, Role.FRESH, Role.DRAIN, Role.STANDBY)
+"""In the order in which the rules look."""
+
+
+Bucket = tuple[IPv4Address, HashParameters, int]
+
+
+def states(model: Model, buckets: Iterable[Bucket]) -> dict[Bucket, State]:
+    """What the rules make of each bucket."""
+    judged_addresses = {text.split(" : ")[0].split(" . ")[1] for text in model.get((Family.IP, "judged"), ())}
+    moving = model.get((Family.IP, MOVING), set())
+    ways = {
+        (name, *text.split(" : "))[:2]: text.split(" : ")[1]
         for (_, name), texts in model.items()
-        if group_of_set(name)
+        if name.endswith("_redirect")
+        for text in texts
     }
+    found = {}
+    for ip, group, bucket in buckets:
+        key, moves = f"{ip} . {bucket}", str(ip) in moving
+        roles = [role for role in Role if key in model.get((Family.IP, bucket_set(group, role)), ())]
+        kept = next((role for role in KEEPING if role in roles and (moves or role is Role.OWNED)), None)
+        judged = kept not in (None, Role.OWNED) and str(ip) in judged_addresses
+        way = ways.get((redirect_map(group), key)) if kept is Role.DRAIN else None
+        found[ip, group, bucket] = (kept, judged, moves and Role.LEAVING in roles, way)
+    return found
+
+
+def buckets_of(*wanted: Wanted) -> set[Bucket]:
+    """All that any of the addresses has, by whoever they are owned."""
+    vips = [one for state in wanted for one in state.vips.values()]
+    return {(one.ip, one.hash, bucket) for one in vips for bucket in range(one.hash.buckets)}
+
+
+def is_less(state: State, than: State) -> bool:
+    """Whether it keeps no packet that the other would not, nor answers more, nor sends more on."""
+    kept, judged, stopped, way = state
+    return (kept is None or (kept == than[0] and judged >= than[1] and stopped >= than[2])) and way in (
+        None,
+        than[3],
+    )
 
 
 BOTH = ["eth0", "eth1"]
@@ -74,28 +120,58 @@ def test_every_state_is_reached_from_every_other_and_each_piece_is_harmless(
     before: Wanted, after: Wanted, limit: int
 ):
     held, goal = target(before), target(after)
-    model = model_of(held)
+    model, buckets = model_of(held), buckets_of(before, after)
+    first, last = states(model, buckets), states(model_of(goal), buckets)
     for transaction in transactions(held, goal, Layout(), limit):
         count = run(model, transaction.text)
         assert count == transaction.elements <= limit
+        for bucket, now in states(model, buckets).items():
+            assert is_less(now, first[bucket]) or is_less(now, last[bucket]), (bucket, now)
         for ip in before.vips.keys() | after.vips.keys():
-            allowed = BucketSet()
-            for state in (before, after):
-                if ip in state.vips:
-                    allowed |= state.vips[ip].owned
-            assert all(owned.issubset(allowed) for owned in buckets_in(model, ip).values())
             entered = [text for text in model.get(("ip", "vips"), ()) if f" . {ip} : " in text]
             shared = str(ip) in model.get(("ip", "shared"), ())
             assert shared or (not entered and not (ip in before.vips and ip in after.vips))
             if entered:
                 known = [state.vips[ip] for state in (before, after) if ip in state.vips]
-                assert entered in [
-                    sorted(elements(ip, footprint(one))[name])
-                    for one in known
-                    for name in elements(ip, footprint(one))
-                    if name.name == "vips" and name.family is Family.IP
-                ]
+                for name in ("vips", "judged", "answers"):
+                    found = sorted(
+                        t for t in model[Family.IP, name] if str(ip) in t.split(" : ")[0].split(" . ")
+                    )
+                    assert found in [
+                        sorted(texts)
+                        for one in known
+                        for where, texts in elements(ip, footprint(one)).items()
+                        if where.name == name and where.family is Family.IP
+                    ]
     assert {key: texts for key, texts in model.items() if texts} == model_of(goal)
+
+
+@given(wanteds(BOTH, 12), st.data())
+def test_what_an_address_makes_of_a_bucket_changes_at_once_also_where_all_of_it_does_not_fit(
+    wanted: Wanted, data: st.DataObject
+):
+    changed = {}
+    for ip, one in wanted.vips.items():
+        owned = BucketSet(data.draw(st.sets(st.integers(0, one.hash.buckets - 1))))
+        changed[ip] = replace(one, owned=owned, moving=data.draw(movings(one.hash.buckets, owned)))
+    held, goal = target(wanted), target(replace(wanted, vips=changed))
+    model, buckets = (
+        model_of(held),
+        {ip: buckets_of(Wanted({ip: one}, frozenset())) for ip, one in wanted.vips.items()},
+    )
+    first, last = ({ip: states(at, its) for ip, its in buckets.items()} for at in (model, model_of(goal)))
+    for transaction in transactions(held, goal, Layout(), 60):  # all of one address are at most 12 * 4 + 1
+        assert transaction.buckets is not None, "the quick way is for these"
+        run(model, transaction.text)
+        for ip, its in buckets.items():
+            assert states(model, its) in (first[ip], last[ip])
+    assert {key: texts for key, texts in model.items() if texts} == model_of(goal)
+
+
+@given(wanteds())
+def test_without_a_way_to_send_packets_on_none_is_sent_and_all_else_is_the_same(wanted: Wanted):
+    unable = {ip: replace(one, moving=replace(one.moving, redirect=())) for ip, one in wanted.vips.items()}
+    assert target(wanted, redirect=False) == target(replace(wanted, vips=unable))
 
 
 @given(wanteds())

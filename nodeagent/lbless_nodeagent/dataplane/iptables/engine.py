@@ -24,6 +24,7 @@ from lbless_api.node import EngineReport
 from lbless_nodeagent.dataplane.engine import EngineError, Vip, Wanted
 from lbless_nodeagent.dataplane.iptables import arp, entries, procfs, rules, wire
 from lbless_nodeagent.dataplane.iptables.writer import Writer
+from lbless_nodeagent.dataplane.moving import AT_REST
 from lbless_nodeagent.dataplane.nftables import probe
 from lbless_nodeagent.dataplane.nftables.fence import Fence, Place
 
@@ -103,11 +104,12 @@ class IptablesEngine:
         refused = capabilities.refusal(self.name, self._capabilities, vip.demand)
         if refused:
             return f"{vip.ip}: {refused}"
-        if not vip.owned.issubset(BucketSet.full(vip.hash.buckets)):
+        buckets = vip.owned | vip.moving.buckets
+        if not buckets.issubset(BucketSet.full(vip.hash.buckets)):
             return (
-                f"{vip.ip}: buckets {vip.owned} are not all below {vip.hash.buckets}: correct the assignment."
+                f"{vip.ip}: buckets {buckets} are not all below {vip.hash.buckets}: correct the assignment."
             )
-        return None
+        return None if vip.moving == AT_REST else _unmovable(vip)
 
     def probe(self) -> EngineReport:
         """Try everything that is needed, leave nothing behind, and say what is missing. Never raises."""
@@ -212,6 +214,13 @@ class IptablesEngine:
         if self._ticks >= 0:
             os.close(self._ticks)
             self._ticks = -1
+
+
+def _unmovable(vip: Vip) -> str:
+    return (
+        f"{vip.ip}: the iptables engine cannot let a bucket move and keep its flows: give it buckets that are owned "
+        f"only, or use the nftables engine."
+    )
 
 
 def _places(wanted: Wanted) -> frozenset[Place]:

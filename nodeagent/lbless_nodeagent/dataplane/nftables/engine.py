@@ -28,15 +28,15 @@ from lbless_nodeagent.dataplane.nftables.transactions import MAX_ELEMENTS, Bucke
 
 _LOG = logging.getLogger(__name__)
 
-CAPABILITIES = (
-    Capability(
-        functions=frozenset(HashFunction),
-        modes=frozenset(HashMode),
-        max_buckets=MAX_BUCKETS,
-        min_prefix_length=1,
-        ports=True,
-        source_macs=frozenset(SourceMAC),
-    ),
+CAPABILITY = Capability(
+    functions=frozenset(HashFunction),
+    modes=frozenset(HashMode),
+    max_buckets=MAX_BUCKETS,
+    min_prefix_length=1,
+    ports=True,
+    source_macs=frozenset(SourceMAC),
+    moves=True,
+    redirect=True,
 )
 _ATTEMPTS = 3
 
@@ -71,6 +71,7 @@ class NftablesEngine:
         """`max_elements` is how many elements a transaction may have. `lease`: an interface needs one."""
         self._max_elements = max_elements
         self._lease = lease
+        self._capabilities = (CAPABILITY,)
         self._connection: _Connection | None = None
         self._held: Held | None = None  # what the kernel holds, unless in doubt; None: not known
         self._doubt = False
@@ -78,8 +79,9 @@ class NftablesEngine:
         self._wanted = NOTHING
 
     def capabilities(self) -> tuple[Capability, ...]:
-        """What it can do, on every kernel that it works on."""
-        return CAPABILITIES
+        """What it can do, on every kernel that it works on; whether it sends packets on, as the last `probe` found
+        it."""
+        return self._capabilities
 
     def refusal(self, vip: Vip) -> str | None:
         """Return one sentence why `vip` cannot be had here, or None. Touches no kernel."""
@@ -95,20 +97,27 @@ class NftablesEngine:
                 unicast_mac(vip.mac)
         except ValueError as error:
             return f"{vip.ip}: {error}"
-        refused = capabilities.refusal(self.name, CAPABILITIES, vip.demand)
+        refused = capabilities.refusal(self.name, self._capabilities, vip.demand)
         if refused:
             return f"{vip.ip}: {refused}"
-        if not vip.owned.issubset(BucketSet.full(vip.hash.buckets)):
+        buckets = vip.owned | vip.moving.buckets
+        if not buckets.issubset(BucketSet.full(vip.hash.buckets)):
             return (
-                f"{vip.ip}: buckets {vip.owned} are not all below {vip.hash.buckets}: correct the assignment."
+                f"{vip.ip}: buckets {buckets} are not all below {vip.hash.buckets}: correct the assignment."
             )
-        return None
+        fault = _fault(vip)
+        return f"{vip.ip}: {fault}, which is a fault of lbless's own." if fault else None
 
     def probe(self) -> EngineReport:
         """Try everything that is needed, leave nothing behind, and say what is missing. Never raises."""
         sentence = probe.trial()
         if sentence is None:
-            return EngineReport(self.name, True, capabilities=CAPABILITIES)
+            try:
+                redirect = probe.layout(Library()).redirect
+            except EngineError as error:
+                return EngineReport(self.name, False, str(error))
+            self._capabilities = (replace(CAPABILITY, redirect=redirect),)
+            return EngineReport(self.name, True, capabilities=self._capabilities)
         return EngineReport(self.name, False, sentence)
 
     def apply(self, wanted: Wanted) -> None:
@@ -213,9 +222,9 @@ class NftablesEngine:
 
     def _bring(self, wanted: Wanted) -> None:
         held = self._refresh()
-        goal = transactions.target(wanted, self._wanted, self._goal)
-        restructured: set[Family] = set()
         layout = self._connect().layout
+        goal = transactions.target(wanted, self._wanted, self._goal, redirect=layout.redirect)
+        restructured: set[Family] = set()
         for transaction in transactions.transactions(held, goal, layout, self._max_elements):
             self._held = None  # until the last one is done, nobody knows
             buckets = transaction.buckets
@@ -243,7 +252,9 @@ class NftablesEngine:
             if isinstance(what, str):
                 connection.library.run(what)
             else:
-                connection.batch.run((change.verb, change.name, change.keys) for change in what)
+                connection.batch.run(
+                    (change.verb, change.name, change.keys, change.values) for change in what
+                )
         finally:
             after = connection.reader.generation()
             # If somebody else committed meanwhile, which one is ours cannot be told: all is read back then.
@@ -251,3 +262,18 @@ class NftablesEngine:
             touched, lost = connection.monitor.drain(own)
             # Lost were only our own, if nothing else has happened to this moment.
             self._doubt |= touched or (lost and not (own and connection.reader.generation() == after))
+
+
+def _fault(vip: Vip) -> str | None:
+    """What of a Vip's moves contradicts itself, as the beginning of a sentence."""
+    moving = vip.moving
+    states = (vip.owned, moving.standby, moving.fresh, moving.drain, moving.ending)
+    if sum(map(len, states)) != len(vip.owned | moving.buckets):
+        return "some bucket is in two states at once"
+    ways = [buckets for _, buckets in moving.redirect]
+    sent = BucketSet(bucket for buckets in ways for bucket in buckets)
+    clear = sum(map(len, ways)) == len(sent) and all(ways) and sent.issubset(moving.drain)
+    addresses = [address for address, _ in moving.redirect]
+    if not clear or addresses != sorted(set(addresses)):
+        return "where the packets of its draining buckets go is not clear"
+    return None

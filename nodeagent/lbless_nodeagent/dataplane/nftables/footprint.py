@@ -7,14 +7,17 @@ is laid out is decided here, in both directions; in which order a change is made
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
 from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import HashParameters, PortRange, Protocol, SourceMAC
 from lbless_api.mac import unicast_mac
 from lbless_nodeagent.dataplane.engine import Vip
+from lbless_nodeagent.dataplane.moving import AT_REST, Moving
 from lbless_nodeagent.dataplane.nftables.names import (
+    ANSWERS,
+    JUDGED,
     MACS,
     PORT_RANGES,
     PORTS,
@@ -22,8 +25,11 @@ from lbless_nodeagent.dataplane.nftables.names import (
     SOURCE_MACS,
     VIPS,
     Family,
+    Role,
+    answers_chain,
     entry_chain,
     group_of_entry,
+    judged_chain,
 )
 
 PROTOCOL_NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
@@ -39,44 +45,78 @@ class SetName:
 
 # Once: to make them for each of a thousand addresses takes 14 ms.
 _IP_SHARED, _IP_VIPS = SetName(Family.IP, SHARED), SetName(Family.IP, VIPS)
+_IP_JUDGED, _IP_ANSWERS = SetName(Family.IP, JUDGED), SetName(Family.IP, ANSWERS)
 _IP_PORTS, _IP_PORT_RANGES = SetName(Family.IP, PORTS), SetName(Family.IP, PORT_RANGES)
 _ARP_SHARED, _ARP_VIPS = SetName(Family.ARP, SHARED), SetName(Family.ARP, VIPS)
 _NETDEV_MACS, _NETDEV_SOURCE_MACS = SetName(Family.NETDEV, MACS), SetName(Family.NETDEV, SOURCE_MACS)
+
+
+Redirects = tuple[tuple[IPv4Address, BucketSet], ...]
+"""As in `Moving`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
     """The elements of one address.
 
-    `entries` are pairs of the interface and the chain that its packets go to; `arp_interfaces` those on
-    which ARP for it is answered. An address that is `shared` without an entry is dropped everywhere.
+    `entries` are pairs of the interface and the chain that its packets go to, `judged` the same for the second
+    stage, `answers` the chains for its answers to SYNs; `arp_interfaces` the interfaces on which ARP for it is
+    answered. An address that is `shared` without an entry is dropped everywhere. No set of `buckets` and none of
+    `redirects` is empty; where `moving` is false, only those that are owned count.
     """
 
     shared: bool = False
     entries: frozenset[tuple[str, str]] = frozenset()
+    judged: frozenset[tuple[str, str]] = frozenset()
+    answers: frozenset[str] = frozenset()
     ports: frozenset[PortRange] = frozenset()
-    owned: Mapping[HashParameters, BucketSet] = field(default_factory=dict)
+    buckets: Mapping[tuple[Role, HashParameters], BucketSet] = field(default_factory=dict)
+    moving: bool = False
+    redirects: Mapping[HashParameters, Redirects] = field(default_factory=dict)
     arp_shared: bool = False
     arp_interfaces: frozenset[str] = frozenset()
     mac: str | None = None
     source_mac: str | None = None
 
+    def differs_in_buckets_only(self, other: Footprint) -> bool:
+        """Whether the other is the same but for buckets, their states included."""
+        same = replace(self, buckets=other.buckets, moving=other.moving, redirects=other.redirects)
+        return same == other
+
 
 ABSENT = Footprint()
 
 
-def footprint(vip: Vip) -> Footprint:
-    """What `vip` has in the kernel when it is complete."""
+def footprint(vip: Vip, *, redirect: bool = True) -> Footprint:
+    """What `vip` has in the kernel when it is complete. `redirect`: whether that can send packets on."""
+    moving = vip.moving is not AT_REST and vip.moving != AT_REST
     return Footprint(
         shared=True,
         entries=frozenset({(vip.interface, entry_chain(vip.hash, with_ports=vip.ports is not None))}),
+        judged=frozenset({(vip.interface, judged_chain(vip.hash))}),
+        answers=frozenset({answers_chain(vip.hash)}),
         ports=frozenset(vip.ports or ()),
-        owned={vip.hash: vip.owned} if vip.owned else {},
+        buckets=_buckets(vip),
+        moving=moving,
+        redirects={vip.hash: vip.moving.redirect} if redirect and vip.moving.redirect else {},
         arp_shared=True,
         arp_interfaces=frozenset({vip.interface}),
         mac=vip.mac,
         source_mac=unicast_mac(vip.mac) if vip.source_mac is SourceMAC.CLUSTER else None,
     )
+
+
+def _buckets(vip: Vip) -> dict[tuple[Role, HashParameters], BucketSet]:
+    if vip.moving is AT_REST:
+        return {(Role.OWNED, vip.hash): vip.owned} if vip.owned else {}
+    all_of_them = {
+        Role.OWNED: vip.owned,
+        Role.STANDBY: vip.moving.standby,
+        Role.FRESH: vip.moving.fresh,
+        Role.DRAIN: vip.moving.drain,
+        Role.LEAVING: vip.moving.drain | vip.moving.ending,
+    }
+    return {(role, vip.hash): buckets for role, buckets in all_of_them.items() if buckets}
 
 
 def vip(ip: IPv4Address, found: Footprint) -> Vip | None:
@@ -90,8 +130,9 @@ def vip(ip: IPv4Address, found: Footprint) -> Vip | None:
     group, with_ports = entry
     ports = tuple(sorted(found.ports)) if with_ports else None
     source_mac = SourceMAC.CLUSTER if found.source_mac else SourceMAC.NODE
-    owned = found.owned.get(group, BucketSet())
-    complete = Vip(ip, interface, found.mac, group, ports, owned, source_mac)
+    owned, standby, fresh, drain, leaving = (found.buckets.get((role, group), BucketSet()) for role in Role)
+    moving = Moving(standby, fresh, drain, leaving - drain, found.redirects.get(group, ()))
+    complete = Vip(ip, interface, found.mac, group, ports, owned, source_mac, moving)
     try:
         return complete if footprint(complete) == found else None
     except ValueError:  # somebody's element: lbless gives no source to a MAC that has none
@@ -99,7 +140,7 @@ def vip(ip: IPv4Address, found: Footprint) -> Vip | None:
 
 
 def elements(ip: IPv4Address, found: Footprint) -> dict[SetName, frozenset[str]]:
-    """All but the buckets, each element as nft writes it; maps with their values."""
+    """All but the buckets and what says that some move, each element as nft writes it; maps with their values."""
     text = str(ip)  # once: it takes a microsecond
     ports = {f"{text} . {PROTOCOL_NUMBERS[p.protocol]} . {p.first}" for p in found.ports if p.first == p.last}
     ranges = {
@@ -110,6 +151,8 @@ def elements(ip: IPv4Address, found: Footprint) -> dict[SetName, frozenset[str]]
     return {
         _IP_SHARED: frozenset({text} if found.shared else ()),
         _IP_VIPS: frozenset(f'"{i}" . {text} : goto {chain}' for i, chain in found.entries),
+        _IP_JUDGED: frozenset(f'"{i}" . {text} : goto {chain}' for i, chain in found.judged),
+        _IP_ANSWERS: frozenset(f"{text} : goto {chain}" for chain in found.answers),
         _IP_PORTS: frozenset(ports),
         _IP_PORT_RANGES: frozenset(ranges),
         _ARP_SHARED: frozenset({text} if found.arp_shared else ()),

@@ -20,7 +20,23 @@ class Family(StrEnum):
 
 SHARED, VIPS, PORTS, PORT_RANGES = "shared", "vips", "ports", "port_ranges"
 LOCAL_SOURCES, MACS, SOURCE_MACS, SEAL = "local_sources", "macs", "source_macs", "seal"
+MOVING, JUDGED, ANSWERS = "moving", "judged", "answers"
 LEASE = "lease"
+
+
+class Role(StrEnum):
+    """What one of a group's sets of buckets is for, and how its name ends.
+
+    A bucket that drains is in two: in `DRAIN` its packets are still kept, and in `LEAVING` answers to SYNs are
+    stopped, as they are for one that has drained, until nothing is under way any more.
+    """
+
+    OWNED = "owned"
+    STANDBY = "standby"
+    FRESH = "fresh"
+    DRAIN = "drain"
+    LEAVING = "leaving"
+
 
 _FUNCTIONS = {HashFunction.JHASH: "jhash", HashFunction.LEGACY_CLUSTERIP: "legacy"}
 _MODES = {
@@ -31,8 +47,7 @@ _MODES = {
 _FUNCTION_OF = {name: function for function, name in _FUNCTIONS.items()}
 _MODE_OF = {name: mode for mode, name in _MODES.items()}
 _GROUP = re.compile(r"(jhash|legacy)_(ip|sport|dport)_n([0-9]{1,4})_s([0-9]{1,10})_p([0-9]{1,2})", re.ASCII)
-_OWNED = "_owned"
-_WITH_PORTS = "_ports"
+_WITH_PORTS, _JUDGED, _ANSWERS = "_ports", "_judged", "_answers"
 
 _INTERFACE = re.compile(r"[0-9A-Za-z_.@+-]{1,15}", re.ASCII)
 _EGRESS = "arp_"
@@ -44,9 +59,14 @@ def group_name(group: HashParameters) -> str:
     return f"{function}_{mode}_n{group.buckets}_s{group.seed}_p{group.prefix_length}"
 
 
-def owned_set(group: HashParameters) -> str:
-    """The set of a group's owned buckets."""
-    return group_name(group) + _OWNED
+def bucket_set(group: HashParameters, role: Role) -> str:
+    """The set of those of a group's buckets that are in that role."""
+    return f"{group_name(group)}_{role}"
+
+
+def redirect_map(group: HashParameters) -> str:
+    """The map from buckets that drain to the nodes where they are to be had now."""
+    return f"{group_name(group)}_redirect"
 
 
 def entry_chain(group: HashParameters, with_ports: bool) -> str:
@@ -54,9 +74,19 @@ def entry_chain(group: HashParameters, with_ports: bool) -> str:
     return group_name(group) + (_WITH_PORTS if with_ports else "")
 
 
+def judged_chain(group: HashParameters) -> str:
+    """The chain that judges by their flows packets for an address of the group of which something moves."""
+    return group_name(group) + _JUDGED
+
+
+def answers_chain(group: HashParameters) -> str:
+    """The chain for answers to SYNs, from an address of the group of which something moves."""
+    return group_name(group) + _ANSWERS
+
+
 def group_of_set(name: str) -> HashParameters | None:
     """The group whose owned set is called `name`, or None."""
-    return _group(name.removesuffix(_OWNED)) if name.endswith(_OWNED) else None
+    return _group_before(f"_{Role.OWNED}", name)
 
 
 def group_of_entry(chain: str) -> tuple[HashParameters, bool] | None:
@@ -64,6 +94,20 @@ def group_of_entry(chain: str) -> tuple[HashParameters, bool] | None:
     with_ports = chain.endswith(_WITH_PORTS)
     group = _group(chain.removesuffix(_WITH_PORTS))
     return (group, with_ports) if group else None
+
+
+def group_of_judged(chain: str) -> HashParameters | None:
+    """The group whose judging chain is called `chain`, or None."""
+    return _group_before(_JUDGED, chain)
+
+
+def group_of_answers(chain: str) -> HashParameters | None:
+    """The group whose chain for answers is called `chain`, or None."""
+    return _group_before(_ANSWERS, chain)
+
+
+def _group_before(suffix: str, name: str) -> HashParameters | None:
+    return _group(name.removesuffix(suffix)) if name.endswith(suffix) else None
 
 
 def _group(name: str) -> HashParameters | None:

@@ -16,6 +16,7 @@ from lbless_api.clusterip import HashParameters
 from lbless_api.hashing import HashFunction, HashMode
 from lbless_nodeagent.dataplane.engine import EngineError
 from lbless_nodeagent.dataplane.nftables import fence, rules
+from lbless_nodeagent.dataplane.nftables.layout import Layout
 from lbless_nodeagent.dataplane.nftables.library import LIBRARY, Library, brief
 from lbless_nodeagent.dataplane.nftables.names import TABLE, Family
 from lbless_nodeagent.dataplane.nftables.netlink import Reader
@@ -108,10 +109,11 @@ def _elsewhere(text: str) -> str:
 
 
 # Last, the real thing, for what is not among the features.
+_WHOLE_LAYOUT = Layout(redirect=False, lease=True)
 _WHOLE = (
-    *(rules.table(family, rules.Layout(lease=True)) for family in Family),
+    *(rules.table(family, _WHOLE_LAYOUT) for family in Family),
     *(
-        rules.add_group(HashParameters(function, mode, 1, 7, prefix_length))
+        rules.add_group(HashParameters(function, mode, 1, 7, prefix_length), _WHOLE_LAYOUT)
         for function in HashFunction
         for mode in HashMode
         for prefix_length in (24, 32)
@@ -120,12 +122,19 @@ _WHOLE = (
 )
 WHOLE = Feature("lbless's rules", "CONFIG_NF_TABLES and CONFIG_NFT_HASH", "".join(map(_elsewhere, _WHOLE)))
 
+REDIRECT = _feature(
+    "sending packets on",
+    "CONFIG_NFT_DUP_IPV4",
+    Family.IP,
+    "map m { typeof ip daddr . numgen inc mod 2 : ip daddr; }\n"
+    " chain c { dup to ip daddr . jhash ip saddr mod 2 seed 0 map @m drop\n }",
+)
+"""What can be done without: a move has a gap of milliseconds then."""
 
-def layout(library: Library) -> rules.Layout:
-    """The layout that costs a packet least, of those that this kernel can do."""
-    reassembly = rules.REASSEMBLY[False]
-    without = f"table {Family.IP} {_TABLE} {{\n chain c {{\n  {reassembly}\n }}\n}}\n"
-    return rules.Layout(conntrack=library.refused(without) is not None)
+
+def layout(library: Library) -> Layout:
+    """The layout for all that this kernel can do."""
+    return Layout(redirect=library.refused(REDIRECT.text) is None)
 
 
 LEASE = Feature("the rules of a lease", "CONFIG_NF_TABLES and CONFIG_NF_TABLES_IPV4", _elsewhere(fence.TEXT))
@@ -172,7 +181,9 @@ def main() -> int:
     """Try what the command line says; return the status to end with."""
     try:
         Reader().close()
-        sentence = missing(Library(), (LEASE,) if sys.argv[1:] == [FENCE] else (*FEATURES, WHOLE))
+        library = Library()
+        sentence = missing(library, (LEASE,) if sys.argv[1:] == [FENCE] else (*FEATURES, WHOLE))
+        layout(library)  # whatever comes of it: that libnftables survives it
     except EngineError as error:
         sentence = str(error)
     if sentence is None:

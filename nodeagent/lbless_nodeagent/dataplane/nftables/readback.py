@@ -5,8 +5,9 @@ whoever applies replaces it. Opens nothing, writes nothing.
 """
 
 import struct
+import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network, summarize_address_range
@@ -14,11 +15,15 @@ from ipaddress import IPv4Address, IPv4Network, summarize_address_range
 from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import HashParameters, PortRange
 from lbless_nodeagent.dataplane.engine import EngineError
-from lbless_nodeagent.dataplane.nftables.footprint import PROTOCOL_NUMBERS, Footprint
+from lbless_nodeagent.dataplane.nftables.footprint import PROTOCOL_NUMBERS, Footprint, Redirects
+from lbless_nodeagent.dataplane.nftables.layout import Layout
 from lbless_nodeagent.dataplane.nftables.names import (
+    ANSWERS,
+    JUDGED,
     LEASE,
     LOCAL_SOURCES,
     MACS,
+    MOVING,
     PORT_RANGES,
     PORTS,
     SEAL,
@@ -27,10 +32,14 @@ from lbless_nodeagent.dataplane.nftables.names import (
     TABLE,
     VIPS,
     Family,
+    Role,
+    bucket_set,
+    group_of_answers,
     group_of_entry,
+    group_of_judged,
     group_of_set,
     interface_of_egress,
-    owned_set,
+    redirect_map,
     valid_interface,
 )
 from lbless_nodeagent.dataplane.nftables.netlink import (
@@ -53,7 +62,6 @@ from lbless_nodeagent.dataplane.nftables.netlink import (
     name_of,
     unsteady,
 )
-from lbless_nodeagent.dataplane.nftables.rules import Layout
 from lbless_nodeagent.dataplane.nftables.transactions import Held
 
 _AF = {Family.IP: AF_IPV4, Family.ARP: AF_ARP, Family.NETDEV: AF_NETDEV}
@@ -182,8 +190,14 @@ class _Found:
 
     shared: set[IPv4Address] = field(default_factory=set)
     entries: dict[IPv4Address, set[tuple[str, str]]] = field(default_factory=lambda: defaultdict(set))
+    judged: dict[IPv4Address, set[tuple[str, str]]] = field(default_factory=lambda: defaultdict(set))
+    answers: dict[IPv4Address, str] = field(default_factory=dict)
     ports: dict[IPv4Address, set[PortRange]] = field(default_factory=lambda: defaultdict(set))
-    owned: dict[IPv4Address, dict[HashParameters, BucketSet]] = field(
+    buckets: dict[IPv4Address, dict[tuple[Role, HashParameters], BucketSet]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    moving: set[IPv4Address] = field(default_factory=set)
+    redirects: dict[IPv4Address, dict[HashParameters, Redirects]] = field(
         default_factory=lambda: defaultdict(dict)
     )
     arp_shared: set[IPv4Address] = field(default_factory=set)
@@ -196,8 +210,12 @@ class _Found:
         """Take over what another family's table holds; no part is in two families."""
         self.shared |= other.shared
         self.entries.update(other.entries)
+        self.judged.update(other.judged)
+        self.answers.update(other.answers)
         self.ports.update(other.ports)
-        self.owned.update(other.owned)
+        self.buckets.update(other.buckets)
+        self.moving |= other.moving
+        self.redirects.update(other.redirects)
         self.arp_shared |= other.arp_shared
         self.arp_interfaces.update(other.arp_interfaces)
         self.macs.update(other.macs)
@@ -206,15 +224,19 @@ class _Found:
 
     def footprints(self) -> dict[IPv4Address, Footprint]:
         everywhere: tuple[Iterable[IPv4Address], ...] = (
-            self.shared, self.entries, self.ports, self.owned, self.arp_shared, self.arp_interfaces, self.macs,
-            self.source_macs,
+            self.shared, self.entries, self.judged, self.answers, self.ports, self.buckets, self.moving,
+            self.redirects, self.arp_shared, self.arp_interfaces, self.macs, self.source_macs,
         )  # fmt: skip
         return {
             ip: Footprint(
                 shared=ip in self.shared,
                 entries=frozenset(self.entries.get(ip, ())),
+                judged=frozenset(self.judged.get(ip, ())),
+                answers=frozenset({self.answers[ip]} if ip in self.answers else ()),
                 ports=frozenset(self.ports.get(ip, ())),
-                owned=self.owned.get(ip, {}),
+                buckets=self.buckets.get(ip, {}),
+                moving=ip in self.moving,
+                redirects=self.redirects.get(ip, {}),
                 arp_shared=ip in self.arp_shared,
                 arp_interfaces=frozenset(self.arp_interfaces.get(ip, ())),
                 mac=self.macs.get(ip),
@@ -236,11 +258,17 @@ def _read_elements(reader: Reader, family: Family, structure: Structure, found: 
     if family is Family.IP:
         found.shared |= {IPv4Address(e.key) for e in each(SHARED)}
         for e in each(VIPS):
-            found.entries[IPv4Address(e.key[16:20])].add((_interface(e.key[:16]), _goto(e)))
+            found.entries[IPv4Address(e.key[16:20])].add((_interface(e.key[:16]), _goto(e, group_of_entry)))
+        for e in each(JUDGED):
+            found.judged[IPv4Address(e.key[16:20])].add((_interface(e.key[:16]), _goto(e, group_of_judged)))
+        found.answers |= {IPv4Address(e.key): _goto(e, group_of_answers) for e in each(ANSWERS)}
+        found.moving |= {IPv4Address(e.key) for e in each(MOVING)}
         for e in (*each(PORTS), *each(PORT_RANGES)):
             found.ports[IPv4Address(e.key[:4])].add(_port_range(e))
         for group in _groups(structure):
-            _read_owned(reader, group, found)
+            for role in Role:
+                _read_buckets(reader, role, group, found)
+            _read_redirects(each(redirect_map(group)), group, found)
         found.local_sources += _networks(each(LOCAL_SOURCES))
     elif family is Family.ARP:
         found.arp_shared |= {IPv4Address(e.key) for e in each(SHARED)}
@@ -251,24 +279,37 @@ def _read_elements(reader: Reader, family: Family, structure: Structure, found: 
             macs.update((IPv4Address(e.key), bytes(_value(e)[1])[:6].hex(":")) for e in each(name))
 
 
-def _read_owned(reader: Reader, group: HashParameters, found: _Found) -> None:
+def _read_buckets(reader: Reader, role: Role, group: HashParameters, found: _Found) -> None:
     """By far the largest sets."""
+    name = bucket_set(group, role)
     for _ in range(ATTEMPTS):
-        buckets: dict[bytes, list[int]] = defaultdict(list)
+        listed: dict[bytes, list[int]] = defaultdict(list)
         try:
-            for ip, bucket in reader.plain_keys(_AF[Family.IP], TABLE, owned_set(group), "4sL"):
-                buckets[ip].append(bucket)
+            for ip, bucket in reader.plain_keys(_AF[Family.IP], TABLE, name, "4sL"):
+                listed[ip].append(bucket)
         except ValueError:
             raise _Damaged from None
-        if any(max(members) >= group.buckets for members in buckets.values()):
+        if any(max(members) >= group.buckets for members in listed.values()):
             raise _Damaged
-        owned = {ip: BucketSet(members) for ip, members in buckets.items()}
-        if all(len(owned[ip]) == len(members) for ip, members in buckets.items()):
+        buckets = {ip: BucketSet(members) for ip, members in listed.items()}
+        if all(len(buckets[ip]) == len(members) for ip, members in listed.items()):
             break
     else:
-        raise unsteady(owned_set(group))
-    for ip, members in owned.items():
-        found.owned[IPv4Address(ip)][group] = members
+        raise unsteady(name)
+    for ip, members in buckets.items():
+        found.buckets[IPv4Address(ip)][role, group] = members
+
+
+def _read_redirects(listed: Iterator[Element], group: HashParameters, found: _Found) -> None:
+    ways: dict[bytes, dict[bytes, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for e in listed:
+        ways[e.key[:4]][bytes(_value(e)[1])].append(int.from_bytes(e.key[4:], sys.byteorder))
+    for ip, to in ways.items():
+        if any(max(members) >= group.buckets for members in to.values()):
+            raise _Damaged
+        found.redirects[IPv4Address(ip)][group] = tuple(
+            sorted((IPv4Address(address), BucketSet(members)) for address, members in to.items())
+        )
 
 
 def _value(element: Element) -> Attributes:
@@ -277,12 +318,13 @@ def _value(element: Element) -> Attributes:
     return attributes(element.value)
 
 
-def _goto(element: Element) -> str:
+def _goto(element: Element, group_of: Callable[[str], object]) -> str:
+    """The chain that an element leads to; `group_of` says whether its name is one of those."""
     verdict = attributes(_value(element).get(2, memoryview(b"")))
     if 1 not in verdict or int.from_bytes(verdict[1], "big", signed=True) != _GOTO:
         raise _Damaged
     chain = name_of(verdict[2])
-    if group_of_entry(chain) is None:
+    if group_of(chain) is None:
         raise _Damaged
     return chain
 

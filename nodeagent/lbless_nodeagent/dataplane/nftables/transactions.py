@@ -2,51 +2,41 @@
 
 A change that fits is one transaction, so that nobody sees a part of it. A bigger one is cut, and then
 its order is what keeps it harmless: between two pieces each address keeps no bucket that it had neither
-before nor is to have, and no packet of an address that the node holds goes past the filter. What can be
-seen is less: an address that is dropped for some milliseconds.
+before nor is to have, nor in another state, and no packet of an address that the node holds goes past the filter.
+What can be seen is less: an address that is dropped for some milliseconds.
 
-    1  structure that is missing           5  ports and buckets that are gained
+    1  structure that is missing           5  ports and buckets that are gained, in whatever state
     2  buckets that are given up           6  entries that lead to them
-    3  entries that change or go           7  addresses that are gone
+    3  entries that change or go           7  what stopped answers for those that left, addresses that are gone
     4  addresses that are new: closed      8  structure that nothing uses any more
+
+A change that does not fit is cut between addresses where only buckets change, so that each of these still goes
+from one state to another at once; within an address only if it does not fit by itself.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 
-from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import HashParameters
 from lbless_nodeagent.dataplane.engine import NOTHING, Wanted
 from lbless_nodeagent.dataplane.nftables import rules
-from lbless_nodeagent.dataplane.nftables.footprint import ABSENT, Footprint, SetName, elements, footprint
-from lbless_nodeagent.dataplane.nftables.names import (
-    LOCAL_SOURCES,
-    MACS,
-    PORT_RANGES,
-    PORTS,
-    SEAL,
-    SHARED,
-    SOURCE_MACS,
-    TABLE,
-    VIPS,
-    Family,
-    owned_set,
-)
+from lbless_nodeagent.dataplane.nftables.changes import Changes, Elements
+from lbless_nodeagent.dataplane.nftables.footprint import ABSENT, Footprint, SetName, footprint
+from lbless_nodeagent.dataplane.nftables.layout import Layout
+from lbless_nodeagent.dataplane.nftables.names import LOCAL_SOURCES, SEAL, TABLE, Family
 
 MAX_ELEMENTS = 10_000
 """Elements at most in a transaction: 20,000 block everybody else for 34 ms, 85,000 for 167 ms."""
 
 _STATEMENT_ELEMENTS = 1_000
 _LOCAL_SOURCES = SetName(Family.IP, LOCAL_SOURCES)
-_EMPTY = BucketSet()
 _KEY = struct.Struct("=4sL")
-"""An owned bucket as the kernel has it: the address in network order, the bucket in the host's."""
-_NUMBERS = [struct.pack("=L", bucket) for bucket in range(BucketSet.LIMIT)]
+"""A bucket as the kernel has it: the address in network order, the bucket in the host's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +55,29 @@ NOTHING_HELD = Held()
 
 @dataclass(frozen=True, slots=True)
 class BucketChange:
-    """Buckets that a set of owned ones gains (``add``) or loses (``delete``), each as its packed key."""
+    """Buckets that a set or map of them gains (``add``) or loses (``delete``), each as its packed key, and the
+    values that a map gains, if it is one; or addresses of which some buckets move."""
 
     verb: str
     name: str
     keys: tuple[bytes, ...]
+    values: tuple[bytes, ...] = ()
 
     @property
     def text(self) -> str:
         """The same as nft writes it."""
-        unpacked = map(_KEY.unpack, self.keys)
-        written = ", ".join(f"{socket.inet_ntoa(ip)} . {bucket}" for ip, bucket in unpacked)
-        return f"{self.verb} element {Family.IP} {TABLE} {self.name} {{ {written} }}\n"
+        written = [_written(key) for key in self.keys]
+        if self.values:
+            values = map(socket.inet_ntoa, self.values)
+            written = [f"{key} : {value}" for key, value in zip(written, values, strict=True)]
+        return f"{self.verb} element {Family.IP} {TABLE} {self.name} {{ {', '.join(written)} }}\n"
+
+
+def _written(key: bytes) -> str:
+    if len(key) < _KEY.size:
+        return socket.inet_ntoa(key)
+    ip, bucket = _KEY.unpack(key)
+    return f"{socket.inet_ntoa(ip)} . {bucket}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +100,10 @@ class Transaction:
         return changes if len(changes) == len(self.statements) else None
 
 
-def target(wanted: Wanted, before: Wanted = NOTHING, goal_before: Held | None = None) -> Held:
-    """What the kernel holds when it holds `wanted`.
+def target(
+    wanted: Wanted, before: Wanted = NOTHING, goal_before: Held | None = None, *, redirect: bool = True
+) -> Held:
+    """What the kernel holds when it holds `wanted`. `redirect`: whether it can send packets on.
 
     `goal_before` is the same for `before`: the footprints of Vips that did not change are taken over.
     """
@@ -109,7 +112,7 @@ def target(wanted: Wanted, before: Wanted = NOTHING, goal_before: Held | None = 
     for ip, vip in wanted.vips.items():
         former = before.vips.get(ip)
         same = former is vip or former == vip  # mostly it is, and to compare all of a thousand takes 2 ms
-        prints[ip] = (known.get(ip) if same else None) or footprint(vip)
+        prints[ip] = (known.get(ip) if same else None) or footprint(vip, redirect=redirect)
     return Held(
         tables=frozenset(Family),
         groups=frozenset(vip.hash for vip in wanted.vips.values()),
@@ -119,19 +122,19 @@ def target(wanted: Wanted, before: Wanted = NOTHING, goal_before: Held | None = 
     )
 
 
-def transactions(
-    held: Held, goal: Held, layout: rules.Layout, limit: int = MAX_ELEMENTS
-) -> list[Transaction]:
+def transactions(held: Held, goal: Held, layout: Layout, limit: int = MAX_ELEMENTS) -> list[Transaction]:
     """What brings the kernel from `held` to `goal`, in order; empty if that is the same.
 
     Both are of `layout`. `held` has nothing of a family that is not among its tables.
     """
-    structure, changed = _missing_structure(held, goal, layout)
-    element_changes = list(_element_changes(held, goal))
-    piece = _Piece(limit, whole=sum(len(elements) for _, _, elements in element_changes) <= limit)
-    piece.structure(structure, changed)
-    for verb, name, changed_elements in element_changes:
-        piece.add(verb, name, changed_elements)
+    portions = _portions(held, goal, limit)
+    piece = _Piece(limit, whole=sum(portion.size for portion in portions) <= limit)
+    piece.structure(*_missing_structure(held, goal, layout))
+    for number, portion in enumerate(portions):
+        if number:
+            piece.close()
+        for change in portion:
+            piece.add(*change)
     if held.local_sources != goal.local_sources:
         # Whole: they are few, and the kernel can take "delete" and "add" of touching ranges amiss.
         piece.structure(f"flush set {_where(_LOCAL_SOURCES)}\n", frozenset())
@@ -147,12 +150,13 @@ def seal(family: Family, digest: bytes, table: str = TABLE) -> str:
     return f"flush set {name}\nadd element {name} {{ {words} }}\n"
 
 
-def _missing_structure(held: Held, goal: Held, layout: rules.Layout) -> tuple[str, frozenset[Family]]:
+def _missing_structure(held: Held, goal: Held, layout: Layout) -> tuple[str, frozenset[Family]]:
     tables = sorted(goal.tables - held.tables)
     groups = sorted(goal.groups - held.groups)
     egress = sorted(goal.egress - held.egress)
     made = (rules.table(family, layout) for family in tables)
-    text = "".join((*made, *map(rules.add_group, groups), *map(rules.add_egress, egress)))
+    grouped = (rules.add_group(group, layout) for group in groups)
+    text = "".join((*made, *grouped, *map(rules.add_egress, egress)))
     return text, _families(tables, groups, egress)
 
 
@@ -172,63 +176,32 @@ def _families(tables: Iterable[Family], groups: list[HashParameters], egress: li
     return frozenset(touched)
 
 
-_Change = tuple[str, SetName, list[str] | list[bytes]]
-"""``add`` or ``delete``, where, and elements as nft writes them or buckets as `_KEY` packs them."""
-
-
-def _element_changes(held: Held, goal: Held) -> Iterator[_Change]:
-    """Changes of elements in the order of the steps 2 to 7."""
+def _portions(held: Held, goal: Held, limit: int) -> list[Changes]:
+    """Changes of elements, each to be made as a whole where it fits: everything, if that does; if not, the
+    addresses of which only buckets change, as many at once as fit, and then all others step by step."""
     before, after = held.footprints, goal.footprints
     ips = {ip for ip, wanted in after.items() if before.get(ip) is not wanted}
     if len(before) + sum(ip not in before for ip in ips) > len(after):
         ips |= before.keys() - after.keys()
     changed = [(ip, before.get(ip, ABSENT), after.get(ip, ABSENT)) for ip in sorted(ips)]
-    gone: dict[SetName, list[str]] = {}
-    new: dict[SetName, list[str]] = {}
-    for ip, old, wanted in changed:
-        old_elements, new_elements = elements(ip, old), elements(ip, wanted)
-        for name, present in old_elements.items():
-            if present == new_elements[name]:
-                continue
-            gone.setdefault(name, []).extend(sorted(present - new_elements[name]))
-            new.setdefault(name, []).extend(sorted(new_elements[name] - present))
-
-    def change(verb: str, where: dict[SetName, list[str]], family: Family, name: str) -> _Change:
-        return verb, SetName(family, name), where.get(SetName(family, name), [])
-
-    yield from _buckets("delete", changed, lambda old, wanted: old - wanted)
-    yield change("delete", gone, Family.IP, VIPS)
-    yield change("delete", gone, Family.IP, PORTS)
-    yield change("delete", gone, Family.IP, PORT_RANGES)
-    yield change("delete", gone, Family.NETDEV, MACS)  # also one that gets another value: the key goes first
-    yield change("delete", gone, Family.NETDEV, SOURCE_MACS)
-    yield change("add", new, Family.NETDEV, MACS)
-    yield change("add", new, Family.NETDEV, SOURCE_MACS)
-    yield change("add", new, Family.ARP, SHARED)
-    yield change("add", new, Family.ARP, VIPS)
-    yield change("add", new, Family.IP, SHARED)
-    yield change("add", new, Family.IP, PORTS)
-    yield change("add", new, Family.IP, PORT_RANGES)
-    yield from _buckets("add", changed, lambda old, wanted: wanted - old)
-    yield change("add", new, Family.IP, VIPS)
-    yield change("delete", gone, Family.ARP, VIPS)
-    yield change("delete", gone, Family.ARP, SHARED)
-    yield change("delete", gone, Family.IP, SHARED)
+    everything = _gathered(changed)
+    buckets_only = {ip for ip, old, wanted in changed if old.differs_in_buckets_only(wanted)}
+    if everything.size <= limit or not buckets_only:
+        return [everything]
+    portions = [Changes()]
+    alone = [_gathered([one]) for one in changed if one[0] in buckets_only]
+    for one in sorted(alone, key=lambda one: not one.gives_up):  # who is to have them waits for that
+        if portions[-1].size + one.size > limit:
+            portions.append(Changes())
+        portions[-1].merge(one)
+    return [*portions, _gathered(one for one in changed if one[0] not in buckets_only)]
 
 
-def _buckets(
-    verb: str,
-    changed: list[tuple[IPv4Address, Footprint, Footprint]],
-    difference: Callable[[BucketSet, BucketSet], BucketSet],
-) -> Iterator[_Change]:
-    by_group: dict[HashParameters, list[bytes]] = {}
-    for ip, old, wanted in changed:
-        packed = ip.packed
-        for group in old.owned.keys() | wanted.owned.keys():
-            buckets = difference(old.owned.get(group, _EMPTY), wanted.owned.get(group, _EMPTY))
-            by_group.setdefault(group, []).extend([packed + _NUMBERS[bucket] for bucket in buckets])
-    for group in sorted(by_group):
-        yield verb, SetName(Family.IP, owned_set(group)), by_group[group]
+def _gathered(changed: Iterable[tuple[IPv4Address, Footprint, Footprint]]) -> Changes:
+    found = Changes()
+    for one in changed:
+        found.gather(*one)
+    return found
 
 
 def _where(name: SetName) -> str:
@@ -256,17 +229,17 @@ class _Piece:
             self._statements.append(text)
             self._restructured |= restructured
 
-    def add(self, verb: str, name: SetName, changed: list[str] | list[bytes]) -> None:
+    def add(self, verb: str, name: SetName, changed: Elements) -> None:
         """Append the adding or deletion of elements, as texts or as keys of buckets, cut where a
         transaction is full."""
         if changed and self._statements and not self._whole:
             last = isinstance(self._statements[-1], BucketChange)
             if last != isinstance(changed[0], bytes):
-                self._close()
+                self.close()
         position = 0
         while position < len(changed):
             if self._count >= self._limit:
-                self._close()
+                self.close()
             room = min(self._limit - self._count, _STATEMENT_ELEMENTS)
             part = changed[position : position + room]
             self._statements.append(_statement(verb, name, part))
@@ -275,17 +248,22 @@ class _Piece:
 
     def finish(self) -> list[Transaction]:
         """Return all transactions."""
-        if self._statements:
-            self._close()
+        self.close()
         return self._done
 
-    def _close(self) -> None:
-        self._done.append(Transaction(tuple(self._statements), self._count, self._restructured))
-        self._statements, self._count, self._restructured = [], 0, frozenset()
+    def close(self) -> None:
+        """What is appended next is of another transaction."""
+        if self._statements:
+            self._done.append(Transaction(tuple(self._statements), self._count, self._restructured))
+            self._statements, self._count, self._restructured = [], 0, frozenset()
 
 
-def _statement(verb: str, name: SetName, part: list[str] | list[bytes]) -> str | BucketChange:
+def _statement(verb: str, name: SetName, part: Elements) -> str | BucketChange:
     texts = [element for element in part if isinstance(element, str)]
     if texts:
         return f"{verb} element {_where(name)} {{ {', '.join(texts)} }}\n"
-    return BucketChange(verb, name.name, tuple(element for element in part if isinstance(element, bytes)))
+    packed = tuple(element for element in part if isinstance(element, bytes))
+    if len(packed[0]) <= _KEY.size:
+        return BucketChange(verb, name.name, packed)
+    keys, values = zip(*((element[: _KEY.size], element[_KEY.size :]) for element in packed), strict=True)
+    return BucketChange(verb, name.name, keys, values)

@@ -1,0 +1,142 @@
+"""The rule texts for buckets on their way between two living owners. Pure.
+
+A packet that no owned bucket keeps is dropped, unless something of its address moves: then its bucket's state
+decides (`dataplane.moving`), and what is kept passes a second stage behind conntrack, where its flow decides. An
+address at rest costs a lookup in a small set: for each packet dropped, and for each that passes the second stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lbless_api.clusterip import HashParameters
+from lbless_nodeagent.dataplane.nftables import lease
+from lbless_nodeagent.dataplane.nftables.keys import ANSWER, PORTED, Fields, keys
+from lbless_nodeagent.dataplane.nftables.layout import Layout
+from lbless_nodeagent.dataplane.nftables.names import (
+    ANSWERS,
+    JUDGED,
+    LOCAL_SOURCES,
+    MOVING,
+    Role,
+    answers_chain,
+    bucket_set,
+    group_name,
+    judged_chain,
+    redirect_map,
+)
+
+ICMP_ERRORS = "{ destination-unreachable, time-exceeded, parameter-problem }"
+FOREIGN = "counter name foreign drop"
+_OPENS = "tcp flags & (fin | syn | rst | ack) == syn"
+_OPENS_NOT = "tcp flags & (fin | syn | rst | ack) != syn"
+
+STRUCTURE = f""" set {MOVING} {{ type ipv4_addr; }}
+ map {JUDGED} {{ type ifname . ipv4_addr : verdict; }}
+ map {ANSWERS} {{ type ipv4_addr : verdict; }}
+ counter sent_on {{ }}
+ counter taken_in {{ }}
+ counter other_flow {{ }}
+ counter untracked {{ }}
+ counter unanswered {{ }}
+ chain standby {{
+  {_OPENS_NOT} goto keep
+  meta pkttype host counter name taken_in goto keep
+  {FOREIGN}
+ }}
+ chain fresh {{
+  meta l4proto tcp goto keep
+  meta pkttype != host goto keep
+  {FOREIGN}
+ }}
+ chain judge {{
+  ct state established,related accept
+  ct state untracked counter name untracked accept
+  {_OPENS} accept
+  counter name other_flow drop
+ }}
+ chain judging {{ type filter hook prerouting priority -190; policy accept;
+  ip daddr @{MOVING} iifname . ip daddr vmap @{JUDGED}
+ }}
+ chain answer {{
+  oifname "lo" accept
+  ip daddr @{LOCAL_SOURCES} accept
+  ip saddr vmap @{ANSWERS}
+ }}
+ chain answering {{ type filter hook postrouting priority 300; policy accept;
+  tcp flags & (syn | ack) == (syn | ack) ip saddr @{MOVING} goto answer
+ }}"""
+# standby, fresh: a flow opens on one node only, since a frame is either multicast or for one host.
+# judge: what is not tracked (NOTRACK) cannot be told by its flow, and dropping it would end it. A SYN was sorted
+# by the first stage. A mid-flow packet of another node's flow leaves no conntrack entry when it is dropped.
+# judging: behind conntrack (-200). Only what came in by the address's own interface: what this host or its pods
+# send there is theirs, whatever its bucket.
+# answering: behind source translation (100), so that the answer comes from the shared address again. Half open
+# where the bucket was: were it answered from there, too, when its SYN comes again, the client would see two flows.
+
+
+def chains(
+    group: HashParameters, layout: Layout, requests: Mapping[str, Fields], errors: Mapping[str, Fields]
+) -> dict[str, str]:
+    """Name and rules of each chain of a group for what moves, each before those that lead to it.
+
+    `requests` and `errors` are the chains that come before, where no bucket that is owned was found, and where
+    each finds what is hashed.
+    """
+    found = {}
+    for name, fields in requests.items():
+        found[f"{name}_drain"] = _drain(group, layout, fields)
+        found[moving_chain(name)] = _by_state(group, fields, ("fresh", f"{name}_drain", "standby"))
+    for name, fields in errors.items():  # to whose flow each belongs is told by the second stage
+        found[moving_chain(name)] = _by_state(group, fields, ("keep", "keep", "keep"))
+    judged_ported = f"{group_name(group)}_judged_l4"
+    owned, leaving = bucket_set(group, Role.OWNED), bucket_set(group, Role.LEAVING)
+    return {
+        **found,
+        judged_ported: _lines(
+            *(f"{half}{key} @{owned} accept" for half, key in keys(group, PORTED)), "goto judge"
+        ),
+        # Datagrams and echo requests have no flow to be told by: the first stage has decided.
+        judged_chain(group): _lines(
+            f"meta l4proto tcp goto {judged_ported}", f"icmp type {ICMP_ERRORS} goto judge", "accept"
+        ),
+        answers_chain(group): _lines(
+            *(f"{half}{key} @{leaving} counter name unanswered drop" for half, key in keys(group, ANSWER))
+        ),
+    }
+
+
+def moving_chain(leaf: str) -> str:
+    """Where the chain `leaf` sends what it does not keep, while something of the address moves."""
+    return f"{leaf}_moving"
+
+
+def _by_state(group: HashParameters, fields: Fields, chains: tuple[str, str, str]) -> str:
+    """Rules that lead to one of `chains` by the state of the bucket: fresh, drain, standby."""
+    return _lines(
+        *(
+            f"{half}{key} @{bucket_set(group, role)} goto {chain}"
+            for role, chain in zip((Role.FRESH, Role.DRAIN, Role.STANDBY), chains, strict=True)
+            for half, key in keys(group, fields)
+        ),
+        FOREIGN,
+    )
+
+
+def _drain(group: HashParameters, layout: Layout, fields: Fields) -> str:
+    """Rules for a request in a bucket that drains: kept, if TCP and no SYN; sent on or dropped otherwise."""
+    kept = [f"{_OPENS_NOT} goto keep"] if fields is PORTED else []
+    sent = []
+    if layout.redirect:
+        # Who has no lease is dead to others: the bucket may have an owner that needs no second copy.
+        sent = [lease.UNLEASED] if layout.lease else []
+        # Where no node is named the lookup fails, and with it the rule.
+        sent += [
+            f"{half}dup to {key} map @{redirect_map(group)} counter name sent_on drop"
+            for half, key in keys(group, fields)
+        ]
+    return _lines(*kept, *sent, FOREIGN)
+
+
+def _lines(*rules: str) -> str:
+    return "\n  ".join(rules)
