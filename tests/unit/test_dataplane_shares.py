@@ -17,7 +17,7 @@ from lbless_nodeagent.dataplane.decide import decide, in_force
 from lbless_nodeagent.dataplane.desired import Document
 from lbless_nodeagent.dataplane.draining import Drains
 from lbless_nodeagent.dataplane.engine import Vip
-from lbless_nodeagent.dataplane.membership import Use
+from lbless_nodeagent.dataplane.membership import Kept, Use
 from lbless_nodeagent.dataplane.shares import KEPT_EPOCHS, Shares
 from lbless_nodeagent.dataplane.tick.messages import Applied, Attached, Forgotten, Known, Learnt, Told
 from unit.faketick import NODE, Node, interface, seen
@@ -219,7 +219,7 @@ def test_an_epoch_is_confirmed_only_after_the_losses(setup: Setup):
     setup.refuses = False
     setup.run()
     (told,) = setup.node.tick.take(Applied)
-    assert (told.version, told.clusterips) == (2, ((UID, 2, True),))
+    assert (told.version, told.clusterips) == (2, ((UID, Kept(2, owns=True, ready=2)),))
     setup.run()
     assert setup.node.tick.take(Applied) == []
 
@@ -233,7 +233,9 @@ def test_of_two_with_one_address_the_one_that_has_not_got_it_keeps_nobody_waitin
     assert setup.kernel() == "0-127"
     told = setup.node.tick.take(Applied)
     assert any(one.version == 2 for one in told)
-    assert {entry for one in told for entry in one.clusterips} == {(OTHER, 1, False)}
+    assert {entry for one in told for entry in one.clusterips} == {
+        (OTHER, Kept(1, owns=False, ready=1, gained=False))
+    }
 
 
 def learn(setup: Setup, one: Document) -> None:
@@ -371,4 +373,7 @@ def test_who_acts_shares_by_names_whatever_the_epoch_says(setup: Setup):
     setup.view({UID: Use(1, 2, True, (NODE,))}, n2=9)
     setup.run()
     assert setup.kernel() == "0-255"
-    assert setup.node.ports["eth0"].confirmed[UID] == (7, 1, True)  # never the epoch that is not in use
+    assert setup.node.ports["eth0"].confirmed[UID] == (
+        7,
+        Kept(1, owns=True, ready=1),
+    )  # never the epoch that is not in use

@@ -20,7 +20,7 @@ class Handing(Acting):
     def handing_lose(self, standing: Standing) -> bool:
         """Whether what moves from this node may be given up by the epoch in use."""
         epoch = standing.present
-        if epoch is None or not self.valid or self.handing_ready(standing):
+        if epoch is None or not self.valid or not self._heirs(epoch) or self.handing_ready(standing):
             return True
         if not self._all_hear(epoch):
             return True
@@ -31,9 +31,10 @@ class Handing(Acting):
         return self.now - standing.in_use_since >= ticks * self.times.tick
 
     def handing_ready(self, standing: Standing) -> bool:
-        """Whether all that live of those to whom buckets move from this node stand by."""
+        """Whether all that live of those to whom buckets move from this node stand by, and there are such."""
         epoch = standing.present
-        return epoch is not None and all(self._is_ready(standing, epoch, peer) for peer in self._heirs(epoch))
+        heirs = self._heirs(epoch) if epoch else []
+        return epoch is not None and bool(heirs) and all(self._is_ready(standing, epoch, p) for p in heirs)
 
     def handing_settled(self, standing: Standing) -> bool:
         """Whether all that live of those to whom buckets move from this node have gained them."""
