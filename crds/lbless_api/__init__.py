@@ -18,4 +18,4 @@ OBSERVED_STALE_SECONDS = 6
 """sync renews the node's Lease only while dataplane's observed.json is younger than this."""
 
 MAX_LISTED = 64
-"""Entries at most in the `pending` and `failures` lists of a ClusterIPNode."""
+"""Entries at most in the `pending`, `failures` and `drains` lists of a ClusterIPNode."""

@@ -71,6 +71,11 @@ def refusal(engine: str, capabilities: Sequence[Capability], wanted: Demand) -> 
     return None
 
 
+def keeps_flows(capabilities: Iterable[Capability], wanted: Demand) -> bool:
+    """Whether an engine that does what is `wanted` keeps the established flows of buckets that move."""
+    return any(c.moves and all(aspect.has(c, wanted) for aspect in _ASPECTS) for c in capabilities)
+
+
 @dataclass(frozen=True, slots=True)
 class _Aspect:
     """Something that a ClusterIP asks for: how it is written, who has it, and what can be had instead."""

@@ -1,4 +1,7 @@
-"""Which of a node's interfaces carries a shared address: one decision for the operator and the node."""
+"""Which of a node's interfaces carries a shared address, and which address of its own the node has there.
+
+One decision for the operator and the node.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,3 +61,13 @@ def choose_interface(ip: IPv4Address, globs: Sequence[str], interfaces: Sequence
             "NoMatchingInterface",
         )
     return best
+
+
+def own_address(ip: IPv4Address, interface: Interface) -> IPv4Address | None:
+    """Return the address by which other nodes of the segment reach this one, None where it has none.
+
+    The one whose prefix contains the shared address `ip` (the longest prefix, then the first), else the first.
+    An address with the prefix length 32 is nobody's on the link: a shared one that was left behind looks like it.
+    """
+    own = [a for a in interface.addresses if a.network.prefixlen < 32 and a.ip != ip]
+    return max(own, key=lambda a: a.network.prefixlen if ip in a.network else -1).ip if own else None

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 
+from lbless_api.buckets import BucketSet
 from lbless_api.capabilities import Capability, parse_capabilities, render_capabilities
 from lbless_api.digest import parse_marks, render_marks
-from lbless_api.fields import Invalid, boolean, integer, ipv4, items, mapping, text
+from lbless_api.fields import MAX_INTEGER, Invalid, boolean, integer, ipv4, items, mapping, text
 from lbless_api.heartbeat import MAX_NUMBER
 from lbless_api.interfaces import Interface
 from lbless_api.segment import parse_segment, render_segment
@@ -53,10 +54,21 @@ class Outstanding:
 
 
 @dataclass(frozen=True, slots=True)
+class Drain:
+    """Buckets of a ClusterIP that a node has given up, and of which it still finishes so many TCP flows."""
+
+    uid: str
+    clusterip: str
+    buckets: BucketSet
+    flows: int
+
+
+@dataclass(frozen=True, slots=True)
 class NodeStatus:
     """ClusterIPNode.status. `applied_digest` is over all that is neither pending nor failed.
 
-    `unlisted` has the marks (`lbless_api.digest`) of what is pending or failed and not listed for lack of room.
+    `unlisted` has the marks (`lbless_api.digest`) of what is pending or failed and not listed for lack of room, and
+    `unlisted_drains` those of ClusterIPs of which this node drains buckets without room to list it.
     """
 
     kernel: str
@@ -66,6 +78,8 @@ class NodeStatus:
     pending: tuple[Outstanding, ...]
     failures: tuple[Outstanding, ...]
     unlisted: frozenset[bytes] = frozenset()
+    drains: tuple[Drain, ...] = ()
+    unlisted_drains: frozenset[bytes] = frozenset()
 
 
 def parse_node_status(value: object) -> NodeStatus:
@@ -79,6 +93,8 @@ def parse_node_status(value: object) -> NodeStatus:
         pending=parse_outstanding(status.get("pending") or [], "status.pending"),
         failures=parse_outstanding(status.get("failures") or [], "status.failures"),
         unlisted=parse_marks(status.get("unlisted", ""), "status.unlisted"),
+        drains=parse_drains(status.get("drains") or [], "status.drains"),
+        unlisted_drains=parse_marks(status.get("unlistedDrains", ""), "status.unlistedDrains"),
     )
 
 
@@ -92,6 +108,8 @@ def render_node_status(status: NodeStatus) -> JSON:
         "pending": render_outstanding(status.pending),
         "failures": render_outstanding(status.failures),
         "unlisted": render_marks(status.unlisted),
+        "drains": render_drains(status.drains),
+        "unlistedDrains": render_marks(status.unlisted_drains),
     }
 
 
@@ -191,6 +209,29 @@ def render_outstanding(outstanding: Sequence[Outstanding]) -> list[JSON]:
     ]
 
 
+def parse_drains(value: object, where: str) -> tuple[Drain, ...]:
+    """Read a list of ClusterIPs of which a node drains buckets; raises Invalid."""
+    drains = []
+    for entry in items(value, where):
+        one = mapping(entry, where)
+        drains.append(
+            Drain(
+                uid=text(one.get("uid"), f"{where}.uid"),
+                clusterip=text(one.get("clusterIP", ""), f"{where}.clusterIP"),
+                buckets=_buckets(one.get("buckets", ""), f"{where}.buckets"),
+                flows=integer(one.get("flows", 0), f"{where}.flows", 0, MAX_INTEGER),
+            )
+        )
+    return tuple(drains)
+
+
+def render_drains(drains: Sequence[Drain]) -> list[JSON]:
+    """The JSON of a list of ClusterIPs of which a node drains buckets."""
+    return [
+        {"uid": d.uid, "clusterIP": d.clusterip, "buckets": str(d.buckets), "flows": d.flows} for d in drains
+    ]
+
+
 def _list(entry: Mapping[str, object], field: str, where: str) -> Sequence[object]:
     return items(entry.get(field) or [], f"{where}.{field}")
 
@@ -200,3 +241,12 @@ def _address(value: object, where: str) -> IPv4Interface:
         return IPv4Interface(text(value, where))
     except ValueError:
         raise Invalid(f"{where} {str(value)[:60]!r} is not an IPv4 address with a prefix length.") from None
+
+
+def _buckets(value: object, where: str) -> BucketSet:
+    try:
+        return BucketSet.parse(text(value, where, limit=32768))
+    except Invalid:
+        raise
+    except ValueError as error:
+        raise Invalid(f"{where}: {error}") from None

@@ -25,11 +25,14 @@ from lbless_api.heartbeat import MAX_NUMBER
 from lbless_api.interfaces import Interface
 from lbless_api.node import (
     JSON,
+    Drain,
     EngineReport,
     Outstanding,
+    parse_drains,
     parse_engines,
     parse_interfaces,
     parse_outstanding,
+    render_drains,
     render_engines,
     render_interfaces,
     render_outstanding,
@@ -66,7 +69,8 @@ class Observed:
 
     `applied` maps the UID of each ClusterIP to the epoch that the kernel has, also where that epoch does
     not name this node (then nothing of it is left here). `problems` are sentences about the whole node.
-    `repairs` count, since dataplane started, what somebody else undid and it did again, by what it was.
+    `repairs` count, since dataplane started, what somebody else undid and it did again, by what it was. `drains` are
+    of the same moment as `applied`: an epoch that takes buckets away is applied once what is left of them drains.
     """
 
     boot_id: str
@@ -79,6 +83,7 @@ class Observed:
     problems: tuple[str, ...] = ()
     counters: Mapping[str, int] = field(default_factory=dict)
     repairs: Mapping[str, int] = field(default_factory=dict)
+    drains: tuple[Drain, ...] = ()
 
 
 def render_desired(obj: Mapping[str, object]) -> JSON:
@@ -141,6 +146,7 @@ def parse_observed(value: object) -> Observed:
         problems=tuple(text(p, "problems") for p in items(observed.get("problems") or [], "problems")),
         counters=_integers(observed.get("counters") or {}, "counters", MAX_INTEGER),
         repairs=_integers(observed.get("repairs") or {}, "repairs", MAX_INTEGER),
+        drains=parse_drains(observed.get("drains") or [], "drains"),
     )
 
 
@@ -156,6 +162,7 @@ def render_observed(observed: Observed) -> JSON:
         "problems": list(observed.problems),
         "counters": dict(observed.counters),
         "repairs": dict(observed.repairs),
+        "drains": render_drains(observed.drains),
         "applied": dict(observed.applied),
     }
 

@@ -6,7 +6,7 @@ Pure. How it is reported is the decision's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from lbless_api.buckets import BucketSet
@@ -35,11 +35,15 @@ class Blocked:
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
-    """The assignments to be in force, sorted by node. `left_out`: eligible nodes beyond MAX_NODES."""
+    """The assignments to be in force, sorted by node. `left_out`: eligible nodes beyond MAX_NODES.
+
+    `before` is what each node owned in effect when they were planned; empty where nothing was.
+    """
 
     assignments: tuple[Assignment, ...]
     blocked: Blocked | None = None
     left_out: int = 0
+    before: Mapping[str, BucketSet] = field(default_factory=dict)
 
 
 def assign(
@@ -59,6 +63,21 @@ def assign(
     from a ClusterIP; every other fault leaves in force what was assigned before it. Reserved buckets are taken
     away also where no node is eligible: somebody else is about to answer for them.
     """
+    verdicts = list(verdicts)
+    assigned = _assign(fact, current, verdicts, readiness, older=older, refusal=refusal, segment=segment)
+    return replace(assigned, assignments=_locate(assigned.assignments, current.assignments, verdicts))
+
+
+def _assign(
+    fact: ClusterIPFact,
+    current: Status,
+    verdicts: list[Verdict],
+    readiness: Readiness,
+    *,
+    older: str | None,
+    refusal: str | None,
+    segment: Segment,
+) -> Assigned:
     if older:
         message = (
             f"Address {fact.address} is already shared by the older ClusterIP {older}: "
@@ -71,7 +90,6 @@ def assign(
         return Assigned(current.assignments, Blocked(reason, str(fact.fault)))
     if refusal and not current.assignments:
         return Assigned((), Blocked(Reason.ADDRESS_IN_USE, refusal))
-    verdicts = list(verdicts)
     if not any(v.standing is Standing.ELIGIBLE for v in verdicts):
         message = explain_none(fact.spec, verdicts, readiness, fact.identity.namespace)
         if current.assignments:
@@ -112,7 +130,16 @@ def _plan(spec: Spec, current: Status, verdicts: list[Verdict], segment: Segment
         )
     shares |= dict.fromkeys(gone[: MAX_NODES - len(shares)], BucketSet())
     assignments = tuple(Assignment(node, incarnations[node], shares[node]) for node in sorted(shares))
-    return Assigned(assignments, left_out=len(eligible) - len(chosen))
+    return Assigned(assignments, left_out=len(eligible) - len(chosen), before=owners)
+
+
+def _locate(
+    assignments: Iterable[Assignment], current: Iterable[Assignment], verdicts: Iterable[Verdict]
+) -> tuple[Assignment, ...]:
+    """Say where each node is reached: as it reported last, or else as it was."""
+    former = {a.node: a.address for a in current}
+    reported = {v.node: v.address for v in verdicts}
+    return tuple(replace(a, address=reported.get(a.node) or former.get(a.node)) for a in assignments)
 
 
 def _is_shared_out(

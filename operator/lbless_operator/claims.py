@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
+from lbless_operator.conditions import Type, find
 from lbless_operator.facts import ClusterIPFact
-from lbless_operator.status import Status
+from lbless_operator.status import Status, ownership
 
 
 @dataclass(slots=True)
@@ -19,12 +20,15 @@ class Memory:
     """What nodes act on, and since when its epoch is known.
 
     `tampered`: the API server holds another assignment for this epoch, or an earlier epoch: somebody
-    else has written the status, or restored a backup.
+    else has written the status, or restored a backup. `said_at`: since when the condition Programmed has its message.
+    `moving_since`: since when buckets move, None while none do, and where they did so before anybody looked.
     """
 
     status: Status
     since: float
+    said_at: float
     tampered: bool = False
+    moving_since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,7 @@ class Claims:
         self._by_address: dict[IPv4Address, set[str]] = {}
         self._memories: dict[str, Memory] = {}
         self._keys: dict[str, str] = {}
+        self._moving: set[str] = set()
         self._claims: dict[str, _Claim] = {}
 
     def learn(self, key: str, fact: ClusterIPFact | None, now: float) -> set[str]:
@@ -56,6 +61,7 @@ class Claims:
                     del self._by_address[old.address]
             if fact is None or fact.identity.uid != old.identity.uid:
                 del self._memories[old.identity.uid], self._keys[old.identity.uid]
+                self._moving.discard(old.identity.uid)
         if fact is not None:
             self._facts[key] = fact
             self._keys[fact.identity.uid] = key
@@ -71,6 +77,11 @@ class Claims:
             for claim in (before, after):
                 concerned |= self._by_address.get(claim.address, set()) if claim else set()
         return concerned
+
+    @property
+    def moving(self) -> int:
+        """How many ClusterIPs have buckets that move."""
+        return len(self._moving)
 
     def get(self, key: str) -> ClusterIPFact | None:
         """A ClusterIP, None if it is deleted."""
@@ -103,10 +114,33 @@ class Claims:
         return oldest if oldest is not None and self._claims[oldest].age_order <= own else None
 
     def _remember(self, fact: ClusterIPFact, now: float) -> None:
-        memory, status = self._memories.get(fact.identity.uid), fact.status
-        if memory is None or status.epoch > memory.status.epoch:
-            self._memories[fact.identity.uid] = Memory(status, now)
-            return
-        kept = memory.status
-        memory.tampered = status.epoch < kept.epoch or status.assignments != kept.assignments
-        memory.status = replace(status, epoch=kept.epoch, assignments=kept.assignments)
+        uid, status = fact.identity.uid, fact.status
+        memory = self._memories.get(uid)
+        if memory is None:
+            self._memories[uid] = memory = Memory(status, since=now, said_at=now)
+        else:
+            _update(memory, status, now)
+        if memory.status.moves:
+            self._moving.add(uid)
+        else:
+            self._moving.discard(uid)
+
+
+def _update(memory: Memory, status: Status, now: float) -> None:
+    """Take in what the API server has now. A node's address may be another within an epoch."""
+    kept = memory.status
+    if status.epoch > kept.epoch:
+        memory.since, memory.tampered = now, False
+    else:
+        memory.tampered = status.epoch < kept.epoch or ownership(status.assignments) != ownership(
+            kept.assignments
+        )
+    if memory.tampered:
+        status = replace(status, epoch=kept.epoch, assignments=kept.assignments, moves=kept.moves)
+    memory.status = status
+    if find(status.conditions, Type.PROGRAMMED) != find(kept.conditions, Type.PROGRAMMED):
+        memory.said_at = now
+    if not status.moves:
+        memory.moving_since = None
+    elif not kept.moves:
+        memory.moving_since = now

@@ -54,6 +54,7 @@ class Reason(StrEnum):
     NODE_DEAD_ON_SEGMENT = "NodeDeadOnSegment"
     NO_PEERS_HEARD = "NoPeersHeard"
     NO_FAST_TAKEOVER = "NoFastTakeover"
+    NO_DRAIN = "NoDrain"
 
 
 BLOCKED = frozenset(
@@ -91,6 +92,7 @@ REASONS: Mapping[Type, frozenset[Reason]] = {
             Reason.NODE_DEAD_ON_SEGMENT,
             Reason.NO_PEERS_HEARD,
             Reason.NO_FAST_TAKEOVER,
+            Reason.NO_DRAIN,
         }
     ),
     Type.CONFLICT: frozenset({Reason.NO_CONFLICT, Reason.CONFLICT}),

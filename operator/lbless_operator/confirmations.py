@@ -67,9 +67,7 @@ class Confirmations:
         confirmed = self._confirmed.get(node, {})
         lost = {o.uid for o in (*report.pending, *report.failures) if o.epoch <= confirmed.get(o.uid, -1)}
         # A mark tells no epoch; an older one than expected may well be in the kernel still.
-        lost |= {
-            uid for uid in self._marked(report.unlisted) if confirmed.get(uid) == self._expected.get(uid)
-        }
+        lost |= {uid for uid in self.marked(report.unlisted) if confirmed.get(uid) == self._expected.get(uid)}
         for uid in lost:  # it was in the kernel and is no longer: dataplane is at work on it again
             del confirmed[uid]
         return lost | {uid for uid in before.keys() | after.keys() if before.get(uid) != after.get(uid)}
@@ -87,7 +85,7 @@ class Confirmations:
             listed = frozenset(o.uid for o in (*report.pending, *report.failures))
             left_out = (listed, report.unlisted)
             if left_out not in digests:
-                outstanding = (listed & self._expected.keys()) | self._marked(report.unlisted)
+                outstanding = (listed & self._expected.keys()) | self.marked(report.unlisted)
                 applied = {uid: epoch for uid, epoch in self._expected.items() if uid not in outstanding}
                 digests[left_out] = (outstanding, applied_digest(applied))
             outstanding, digest = digests[left_out]
@@ -105,7 +103,8 @@ class Confirmations:
         """The nodes that have reported."""
         return frozenset(self._reports)
 
-    def _marked(self, marks: frozenset[bytes]) -> set[str]:
+    def marked(self, marks: frozenset[bytes]) -> set[str]:
+        """The UIDs of which something is expected, and that have one of these marks."""
         return {uid for uid, its in self._marks.items() if its in marks} if marks else set()
 
     def _confirm(self, node: str, outstanding: frozenset[str]) -> set[str]:

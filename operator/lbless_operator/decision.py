@@ -6,12 +6,12 @@ Every write of the operator to a ClusterIP is a value that was returned here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from lbless_api import API_VERSION
 from lbless_api.buckets import BucketSet
-from lbless_api.clusterip import SourceMAC
+from lbless_api.clusterip import Move, SourceMAC
 from lbless_api.mac import unicast_mac
 from lbless_operator.assignment import Assigned, assign, print_moves, print_shares
 from lbless_operator.conditions import Finding, Reason, State, Type, find, settle, shorten
@@ -22,14 +22,16 @@ from lbless_operator.eligibility import (
     Standing,
     Verdict,
     explain_incapable,
+    explain_undrained,
     explain_unfenced,
 )
 from lbless_operator.facts import ClusterIPFact
+from lbless_operator.moves import Underway, count, follow, part, print_begun, print_ended, print_running
 from lbless_operator.notices import Notice, NoticeReason, Subject
 from lbless_operator.phrases import name, name_nodes
 from lbless_operator.progress import Progress, assess
 from lbless_operator.segment import SILENT, Segment
-from lbless_operator.status import Status
+from lbless_operator.status import Status, ownership
 from lbless_operator.takeover import explain_takeover
 
 PROGRAMMING_SECONDS = 10.0
@@ -42,7 +44,6 @@ SOURCE_MAC_MOVES = (
     "a switch sees it move from port to port with the answers, and may log that, slow down, or block the ports. "
     "Keep it only where the switch is known to allow it; else set spec.sourceMAC to Node."
 )
-NOT_DRAINED = "Established connections in moved buckets are not drained by this version."
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class Situation:
     epoch_age_seconds: float
     now: str
     segment: Segment = SILENT
+    underway: Underway = field(default_factory=Underway)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,29 +91,51 @@ def decide(situation: Situation) -> Decision:
         refusal=situation.refusal,
         segment=situation.segment,
     )
-    is_new = assigned.assignments != current.assignments or situation.tampered
+    is_new = ownership(assigned.assignments) != ownership(current.assignments) or situation.tampered
     epoch = current.epoch + is_new
     # Who is dead on the segment is not waited for: that would take until its Lease is stale.
     dead = {v.node for v in situation.verdicts if v.cause is Cause.DEAD_ON_SEGMENT}
     progress = assess(assigned.assignments, epoch, situation.confirmations, situation.fresh - dead)
     late = bool(progress.waiting) and not is_new and situation.epoch_age_seconds >= PROGRAMMING_SECONDS
-    findings = _find(situation, assigned, progress, epoch, late=late)
-    status = Status(
+    lost = {v.node for v in situation.verdicts if not v.lives}
+    after = {a.node: a.buckets for a in assigned.assignments}
+    moves = follow(current.moves, assigned.before if is_new else {}, after, lost)
+    moves, ended = part(moves, epoch, situation.confirmations, situation.underway.drains)
+    findings = _find(situation, assigned, progress, epoch, moves, late=late)
+    wanted = Status(
         observed_generation=fact.identity.generation,
         mac=fact.spec.mac if fact.spec else current.mac,
         nodes=_count_nodes(situation, assigned, progress),
         epoch=epoch,
         assignments=assigned.assignments,
-        moves=(),
+        moves=moves,
+        moving=str(count(moves)) if moves else "",
         conditions=settle(
             findings, current.conditions, generation=fact.identity.generation, now=situation.now
         ),
     )
+    status = _paced(wanted, situation)
+    rechecks = [PROGRAMMING_SECONDS] if progress.waiting and not late else []
+    if moves and not progress.waiting:
+        said_seconds = situation.underway.said_seconds if status is not wanted else 0
+        rechecks.append(situation.underway.pace_seconds - said_seconds)
     return Decision(
         status=status,
-        notices=tuple(_tell(situation, assigned, findings)),
-        recheck_seconds=PROGRAMMING_SECONDS if progress.waiting and not late else None,
+        notices=tuple(_tell(situation, assigned, findings, moves, ended)),
+        recheck_seconds=min(rechecks, default=None),
     )
+
+
+def _paced(wanted: Status, situation: Situation) -> Status:
+    """The present status, where what is wanted says no more than how much is left to drain, and it is too soon."""
+    current, underway = situation.current, situation.underway
+    if not wanted.moves or underway.said_seconds >= underway.pace_seconds:
+        return wanted
+    old = find(current.conditions, Type.PROGRAMMED)
+    as_said = (
+        replace(c, message=old.message) if old and c.type == Type.PROGRAMMED else c for c in wanted.conditions
+    )
+    return current if replace(wanted, conditions=tuple(as_said)) == current else wanted
 
 
 def _count_nodes(situation: Situation, assigned: Assigned, progress: Progress) -> str:
@@ -129,9 +153,16 @@ def _count_nodes(situation: Situation, assigned: Assigned, progress: Progress) -
 
 
 def _find(
-    situation: Situation, assigned: Assigned, progress: Progress, epoch: int, *, late: bool
+    situation: Situation,
+    assigned: Assigned,
+    progress: Progress,
+    epoch: int,
+    moves: tuple[Move, ...],
+    *,
+    late: bool,
 ) -> tuple[Finding, ...]:
-    programmed = _find_programmed(progress, epoch, _not_given_up(situation.fact, assigned))
+    running = print_running(moves, situation.underway.drains)
+    programmed = _find_programmed(progress, epoch, _not_given_up(situation.fact, assigned), running)
     degraded = _find_degraded(situation, assigned, progress, programmed, late=late)
     ready = _find_ready(situation, assigned, progress, programmed, late=late)
     if assigned.blocked:
@@ -178,7 +209,10 @@ def _not_given_up(fact: ClusterIPFact, assigned: Assigned) -> dict[str, BucketSe
     return {node: buckets for node, buckets in kept.items() if buckets}
 
 
-def _find_programmed(progress: Progress, epoch: int, not_given_up: Mapping[str, BucketSet]) -> Finding:
+def _find_programmed(
+    progress: Progress, epoch: int, not_given_up: Mapping[str, BucketSet], running: str
+) -> Finding:
+    """`running`: sentences on the moves that do."""
     if progress.failed:
         return Finding(Type.PROGRAMMED, State.FALSE, Reason.PROGRAMMING_FAILED, progress.print_failures())
     if progress.waiting:
@@ -192,7 +226,7 @@ def _find_programmed(progress: Progress, epoch: int, not_given_up: Mapping[str, 
         )
         return Finding(Type.PROGRAMMED, State.FALSE, Reason.AGENT_SILENT, message)
     if progress.confirmed:
-        message = f"Epoch {epoch} is in the kernel of {name_nodes(progress.confirmed)}."
+        message = f"Epoch {epoch} is in the kernel of {name_nodes(progress.confirmed)}. {running}".rstrip()
         return Finding(Type.PROGRAMMED, State.TRUE, Reason.PROGRAMMED, message)
     if progress.unheard:
         message = (
@@ -241,6 +275,10 @@ def _troubles(
     unfenced = explain_unfenced(situation.verdicts) if planned else ""
     if unfenced:
         yield Reason.NO_FAST_TAKEOVER, unfenced
+    drains = situation.fact.spec is not None and situation.fact.spec.drain_timeout_seconds > 0
+    undrained = explain_undrained(situation.verdicts, named) if planned and drains else ""
+    if undrained:
+        yield Reason.NO_DRAIN, undrained
 
 
 def _find_ready(
@@ -279,7 +317,13 @@ def _heard(situation: Situation, frozen: Mapping[str, BucketSet]) -> str:
     return f" N{name_nodes(heard)[1:]} {verb} NotReady, and yet others hear the heartbeats." if heard else ""
 
 
-def _tell(situation: Situation, assigned: Assigned, findings: tuple[Finding, ...]) -> list[Notice]:
+def _tell(
+    situation: Situation,
+    assigned: Assigned,
+    findings: tuple[Finding, ...],
+    moves: tuple[Move, ...],
+    ended: tuple[Move, ...],
+) -> list[Notice]:
     """What changed that a person would want to know."""
     fact, current = situation.fact, situation.current
     identity = fact.identity
@@ -292,13 +336,17 @@ def _tell(situation: Situation, assigned: Assigned, findings: tuple[Finding, ...
         if fact.spec.ports is None:
             told.append((NoticeReason.ALL_PORTS_OPEN, ALL_PORTS_OPEN))
     elif fact.spec and after:
-        moves = print_moves(current.owners(), after, situation.verdicts, fact.spec)
-        if moves:
-            told.append((NoticeReason.MOVED, f"{moves} {NOT_DRAINED}"))
+        moved = print_moves(current.owners(), after, situation.verdicts, fact.spec)
+        if moved:
+            told.append((NoticeReason.MOVED, f"{moved} {_keep(situation, assigned, after)}".rstrip()))
     elif current.assignments and not after:
         told.append(
             (NoticeReason.WITHDRAWN, "The nodes stop serving the address: an older ClusterIP has it.")
         )
+    if fact.spec is None or fact.spec.drain_timeout_seconds:
+        finished = print_ended(ended, None if moves else situation.underway.since_seconds)
+        if finished:
+            told.append((NoticeReason.MOVE_FINISHED, finished))
     for finding in findings:
         old = find(current.conditions, finding.type)
         if old is None or old.reason != finding.reason or _names_others(finding, old.message):
@@ -306,6 +354,15 @@ def _tell(situation: Situation, assigned: Assigned, findings: tuple[Finding, ...
             if reason:
                 told.append((reason, finding.message))
     return [Notice(subject, reason, note) for reason, note in told]
+
+
+def _keep(situation: Situation, assigned: Assigned, after: Mapping[str, BucketSet]) -> str:
+    """What becomes of the established connections in the buckets that move now."""
+    unable = {v.node for v in situation.verdicts if v.undrained or not v.lives}
+    begun = follow((), assigned.before, after, unable)
+    given_up = (had - after.get(node, BucketSet()) for node, had in situation.current.owners().items())
+    timeout_seconds = situation.fact.spec.drain_timeout_seconds if situation.fact.spec else 0
+    return print_begun(begun, sum(map(len, given_up)), timeout_seconds)
 
 
 def _names_others(finding: Finding, old_message: str) -> bool:

@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
+from ipaddress import IPv4Address
 
 from lbless_api import EXCLUDE_LABEL
-from lbless_api.capabilities import demand, refusal
+from lbless_api.capabilities import demand, keeps_flows, refusal
 from lbless_api.clusterip import PodWorkload, Spec, Weighting
 from lbless_api.fields import Invalid
-from lbless_api.interfaces import Interface, choose_interface
+from lbless_api.interfaces import Interface, choose_interface, own_address
 from lbless_api.node import EngineReport, NodeStatus, active_engine
 from lbless_operator.agents import Freshness
 from lbless_operator.conditions import shorten
@@ -106,7 +107,8 @@ class Verdict:
     `detail`: the cause in the words of its engine, where that is it. `seat`: the interface on which the address
     is, or would be, as its agent reported it last; None where no heartbeats run on it. `unfenced`: why an
     eligible one can have no lease, so that others do not take over from it by themselves; in the words of its
-    engine.
+    engine. `address`: its own on that interface, None where that is not known. `lives`: the life that the present
+    assignment names is not over, so that it can finish what connections it has; `undrained`: why its engine cannot.
     """
 
     node: str
@@ -118,6 +120,9 @@ class Verdict:
     detail: str = ""
     seat: Interface | None = None
     unfenced: str = ""
+    address: IPv4Address | None = None
+    lives: bool = True
+    undrained: str = ""
 
 
 def judge(
@@ -135,23 +140,58 @@ def judge(
     `first`: nothing is assigned yet. Who listens is then given its share at once: nobody can have it already, and the
     epoch comes into use when it has listened.
     """
-    node = candidate.node
     interface = choose(spec, candidate.report)
     seat = interface if interface and interface.segment else None
+    life = seat.incarnation if seat else incarnation
+    over = (seat is not None or named) and segment.counts_dead(candidate.name, life)
+    keeps = named and life == incarnation
+    verdict = _judge(
+        spec,
+        candidate,
+        interface,
+        readiness,
+        named=named,
+        over=over,
+        keeps=keeps,
+        segment=segment,
+        first=first,
+    )
+    is_another = named and interface is not None and interface.incarnation != incarnation
+    return replace(
+        verdict,
+        seat=seat,
+        address=own_address(spec.ip, interface) if interface else None,
+        lives=verdict.standing is not Standing.GONE and not over and not is_another,
+        undrained=_undrained(spec, candidate.report),
+    )
+
+
+def _judge(
+    spec: Spec,
+    candidate: Candidate,
+    interface: Interface | None,
+    readiness: Readiness,
+    *,
+    named: bool,
+    over: bool,
+    keeps: bool,
+    segment: Segment,
+    first: bool,
+) -> Verdict:
+    """Everything but what follows from the interface alone. `over`: its life on the segment is; `keeps`: the assignment
+    names it in this one."""
+    node = candidate.node
     if node is None:
-        return Verdict(candidate.name, Standing.GONE, Cause.NODE_DELETED, seat=seat)
+        return Verdict(candidate.name, Standing.GONE, Cause.NODE_DELETED)
     selected = is_selected(spec, node)
     fresh = candidate.freshness is Freshness.FRESH
-    life = seat.incarnation if seat else incarnation
-    over = (seat is not None or named) and segment.counts_dead(node.name, life)
     if over and not segment.hears(node.name):
         # Where Kubernetes takes it for alive, a person should know.
         why = Cause.DEAD_ON_SEGMENT if fresh or node.ready else Cause.NODE_NOT_READY
-        return Verdict(node.name, Standing.GONE, why, selected=selected, seat=seat)
+        return Verdict(node.name, Standing.GONE, why, selected=selected)
     if not fresh:
         heard = segment.hears(node.name)
-        verdict = _judge_unheard(node, candidate.freshness, selected=selected, named=named, heard=heard)
-        return replace(verdict, seat=seat)
+        return _judge_unheard(node, candidate.freshness, selected=selected, named=named, heard=heard)
     weight = parse_weight(node.weight)
     weight = DEFAULT_WEIGHT if weight is None else weight
     if spec.workload and spec.weighting is Weighting.READY_PODS:
@@ -165,21 +205,20 @@ def judge(
         cause = Cause.ENGINE_INCAPABLE if detail else cause
     if cause is None and interface:
         # A new life gets nothing before it may serve; one that has its share keeps it through a bad moment.
-        listens = seat is not None and seat.segment is not None and seat.segment.only_listens
-        keeps = (named and life == incarnation) or (first and listens)
-        if over or (seat and seat.segment and not seat.segment.is_reliable and not keeps):
+        said = interface.segment
+        may_begin = said is None or said.is_reliable or (first and said.only_listens)
+        if over or not (keeps or may_begin):
             standing = Standing.PINNED if named else Standing.OUT
-            return Verdict(node.name, standing, Cause.JOINING, selected=selected, seat=seat)
+            return Verdict(node.name, standing, Cause.JOINING, selected=selected)
         return Verdict(
             node=node.name,
             standing=Standing.ELIGIBLE,
             weight=weight,
             incarnation=interface.incarnation,
             selected=selected,
-            seat=seat,
             unfenced=_unfenced(candidate.report),
         )
-    return Verdict(node.name, standing, cause, selected=selected, detail=detail, seat=seat)
+    return Verdict(node.name, standing, cause, selected=selected, detail=detail)
 
 
 def _judge_unheard(
@@ -251,6 +290,14 @@ def _unfenced(report: NodeStatus | None) -> str:
     return shorten(engine.unfenced, MAX_DETAIL) if engine else ""
 
 
+def _undrained(spec: Spec, report: NodeStatus | None) -> str:
+    """Why a node's engine finishes no connections, in one sentence; empty where it does, or has not said."""
+    engine = active_engine(report.engines) if report else None
+    if engine is None or not engine.capabilities or keeps_flows(engine.capabilities, demand(spec)):
+        return ""
+    return f"the {engine.name} engine cannot finish connections of buckets that it gives up."
+
+
 def is_selected(spec: Spec, node: NodeFact) -> bool:
     """Whether nodeSelector matches and the node is not kept out of load balancing by its label."""
     return EXCLUDE_LABEL not in node.labels and all(
@@ -287,6 +334,16 @@ def explain_unfenced(verdicts: Iterable[Verdict]) -> str:
     """
     why = _explain_alike((v.unfenced, v.node) for v in verdicts if v.unfenced)
     return f"Others do not take over within a second from nodes that can have no lease. {why}" if why else ""
+
+
+def explain_undrained(verdicts: Iterable[Verdict], named: Collection[str]) -> str:
+    """In which of the `named` nodes connections end with a move, and why; empty if there is none."""
+    why = _explain_alike((v.undrained, v.node) for v in verdicts if v.undrained and v.node in named)
+    return (
+        f"{why} Use another engine there, or set spec.drainTimeoutSeconds to 0 if they may end."
+        if why
+        else ""
+    )
 
 
 def _explain_alike(said_of: Iterable[tuple[str, str]]) -> str:

@@ -98,10 +98,12 @@ class PodFact:
 
 @dataclass(frozen=True, slots=True)
 class SliceFact:
-    """An EndpointSlice: of which Service, and its ready endpoints as (node, which one)."""
+    """An EndpointSlice: of which Service, and its endpoints as (node, which one): the ready ones, and those that
+    end and still serve."""
 
     service: str
     ready: frozenset[tuple[str, str]]
+    ending: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,17 +297,22 @@ def _slice(whole: Mapping[str, object]) -> SliceFact | None:
     service = labels.get(SERVICE_LABEL)
     if not service:
         return None
-    ready = set()
+    ready: set[tuple[str, str]] = set()
+    ending: set[tuple[str, str]] = set()
     for endpoint in _entries(whole, "endpoints"):
         conditions = mapping(endpoint.get("conditions") or {}, "endpoints.conditions")
         node = endpoint.get("nodeName")
         # The API: "nil should be interpreted as true".
-        if node and conditions.get("ready") in {True, None}:
+        is_ready = conditions.get("ready") in {True, None}
+        if node and (
+            is_ready or (conditions.get("serving") is True and conditions.get("terminating") is True)
+        ):
             target = mapping(endpoint.get("targetRef") or {}, "endpoints.targetRef").get("uid")
             # A dual-stack Service has the same pod in two slices: count it once, by its UID.
             addresses = items(endpoint.get("addresses") or [], "endpoints.addresses")
-            ready.add((intern(text(node, "endpoints.nodeName")), str(target or addresses)))
-    return SliceFact(service, frozenset(ready))
+            which = intern(text(node, "endpoints.nodeName")), str(target or addresses)
+            (ready if is_ready else ending).add(which)
+    return SliceFact(service, frozenset(ready), frozenset(ending))
 
 
 def _is_ready(status: Mapping[str, object]) -> bool:

@@ -26,6 +26,7 @@ class NoticeReason(StrEnum):
 
     ASSIGNED = "Assigned"
     MOVED = "Moved"
+    MOVE_FINISHED = "MoveFinished"
     NO_ELIGIBLE_NODE = "NoEligibleNode"
     CONFLICT = "Conflict"
     WITHDRAWN = "Withdrawn"
@@ -40,7 +41,7 @@ class NoticeReason(StrEnum):
     INVALID_WEIGHT = "InvalidWeight"
 
 
-WARNINGS = frozenset(NoticeReason) - {NoticeReason.ASSIGNED, NoticeReason.MOVED}
+WARNINGS = frozenset(NoticeReason) - {NoticeReason.ASSIGNED, NoticeReason.MOVED, NoticeReason.MOVE_FINISHED}
 
 
 @dataclass(frozen=True, slots=True)

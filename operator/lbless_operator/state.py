@@ -16,6 +16,7 @@ from lbless_operator.agents import Agents, Freshness
 from lbless_operator.claims import Claims
 from lbless_operator.confirmations import Confirmations
 from lbless_operator.decision import Situation
+from lbless_operator.drains import Drains
 from lbless_operator.eligibility import Candidate, judge
 from lbless_operator.facts import (
     AgentFact,
@@ -32,6 +33,7 @@ from lbless_operator.facts import (
     renewal_time,
 )
 from lbless_operator.interest import Asked
+from lbless_operator.moves import Underway, pace_seconds
 from lbless_operator.seating import Segments
 from lbless_operator.segment import SILENT
 from lbless_operator.shelf import Change, Shelf
@@ -84,6 +86,7 @@ class State:
         self._workloads = Workloads()
         self._agents = Agents(started)
         self.confirmations = Confirmations()
+        self._drains = Drains(self.confirmations.marked)
         self._candidates: tuple[Candidate, ...] | None = None
         self._segments = Segments()
         self._taken: Taken | None = None
@@ -205,7 +208,8 @@ class State:
         readiness = self._workloads.readiness(key)
         candidates = self._all_candidates()
         known = {c.name for c in candidates}
-        extra = (self._candidate(name) for name in sorted(named.keys() - known))
+        sources = {move.source for move in memory.status.moves}
+        extra = (self._candidate(name) for name in sorted((named.keys() | sources) - known))
         segment = self._segments.of(fact.spec, candidates, now) if fact.spec else SILENT
         uid = fact.identity.uid
         return Situation(
@@ -234,6 +238,12 @@ class State:
             epoch_age_seconds=now - memory.since,
             now=timestamp,
             segment=segment,
+            underway=Underway(
+                drains=self._drains.of(uid),
+                said_seconds=now - memory.said_at,
+                pace_seconds=pace_seconds(self._claims.moving),
+                since_seconds=None if memory.moving_since is None else now - memory.moving_since,
+            ),
         )
 
     def _follows(self, kind: Kind, namespace: str) -> bool:
@@ -275,7 +285,10 @@ class State:
         before = change.old.report if isinstance(change.old, AgentFact) else None
         if report == before:
             return set()
-        concerned = self._claims.keys_of(self.confirmations.report(change.seen.name, report))
+        concerned = self._claims.keys_of(self._drains.report(change.seen.name, report))
+        if _without_drains(report) == _without_drains(before):
+            return concerned  # as every 10 s, from each node that drains anything
+        concerned |= self._claims.keys_of(self.confirmations.report(change.seen.name, report))
         if _decisive(report) != _decisive(before):
             self._forget_candidates()
             self._taken = None
@@ -351,6 +364,10 @@ def _decisive(report: NodeStatus | None) -> tuple[object, ...]:
         return ()
     own = (i.segment and replace(i.segment, heard=(), dead=()) for i in report.interfaces)
     return tuple(replace(i, segment=s) for i, s in zip(report.interfaces, own, strict=True)), report.engines
+
+
+def _without_drains(report: NodeStatus | None) -> NodeStatus | None:
+    return report and replace(report, drains=(), unlisted_drains=frozenset())
 
 
 def _segments(report: NodeStatus | None) -> tuple[object, ...]:

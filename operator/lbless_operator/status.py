@@ -5,13 +5,13 @@ What is in it is decided in `decision`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from sys import intern
 
 from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import Assignment, Move
-from lbless_api.fields import MAX_INTEGER, Invalid, integer, items, mapping, text
+from lbless_api.fields import MAX_INTEGER, Invalid, integer, ipv4, items, mapping, text
 from lbless_api.heartbeat import MAX_NUMBER
 from lbless_operator.conditions import Condition
 
@@ -20,7 +20,10 @@ JSON = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """ClusterIP.status. `assignments` are sorted by node; `nodes` is serving / eligible, as "2/3"."""
+    """ClusterIP.status. `assignments` are sorted by node; `nodes` is serving / eligible, as "2/3".
+
+    `moving` is the number of buckets of `moves`, empty where there are none.
+    """
 
     observed_generation: int = 0
     mac: str = ""
@@ -28,11 +31,17 @@ class Status:
     epoch: int = 0
     assignments: tuple[Assignment, ...] = ()
     moves: tuple[Move, ...] = ()
+    moving: str = ""
     conditions: tuple[Condition, ...] = ()
 
     def owners(self) -> dict[str, BucketSet]:
         """Node → the buckets that it owns, for all nodes that are named."""
         return {assignment.node: assignment.buckets for assignment in self.assignments}
+
+
+def ownership(assignments: Iterable[Assignment]) -> tuple[tuple[str, int, BucketSet], ...]:
+    """All that an epoch stands for: where a node can be reached may change within it."""
+    return tuple((a.node, a.incarnation, a.buckets) for a in assignments)
 
 
 def parse_status(value: object) -> Status:
@@ -49,6 +58,7 @@ def parse_status(value: object) -> Status:
         epoch=parse_epoch(status),
         assignments=tuple(assignments),
         moves=tuple(_move(entry) for entry in _list(status, "moves")),
+        moving=text(status.get("moving", ""), "status.moving"),
         conditions=tuple(_condition(entry) for entry in _list(status, "conditions")),
     )
 
@@ -70,6 +80,7 @@ def render_status(status: Status) -> JSON:
                 "incarnation": a.incarnation,
                 "buckets": str(a.buckets),
                 "share": len(a.buckets),
+                **({"address": str(a.address)} if a.address else {}),
             }
             for a in status.assignments
         ],
@@ -86,8 +97,9 @@ def render_status(status: Status) -> JSON:
             for c in status.conditions
         ],
     }
-    if status.mac:
-        rendered["mac"] = status.mac
+    for field, value in (("mac", status.mac), ("moving", status.moving)):
+        if value:
+            rendered[field] = value
     return rendered
 
 
@@ -98,6 +110,7 @@ def _assignment(value: object) -> Assignment:
         node=intern(text(entry.get("node"), "status.assignments.node")),
         incarnation=integer(entry.get("incarnation", 0), "status.assignments.incarnation", 0, MAX_NUMBER),
         buckets=_buckets(entry, "status.assignments.buckets"),
+        address=ipv4(entry["address"], "status.assignments.address") if entry.get("address") else None,
     )
 
 
@@ -105,8 +118,8 @@ def _move(value: object) -> Move:
     entry = mapping(value, "status.moves")
     return Move(
         buckets=_buckets(entry, "status.moves.buckets"),
-        source=text(entry.get("from"), "status.moves.from"),
-        destination=text(entry.get("to"), "status.moves.to"),
+        source=intern(text(entry.get("from"), "status.moves.from")),
+        destination=intern(text(entry.get("to"), "status.moves.to")),
     )
 
 

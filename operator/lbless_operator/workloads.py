@@ -171,6 +171,12 @@ class Workloads:
 
 
 def _count_endpoints(slices: Iterable[SliceFact]) -> dict[str, int]:
-    """Ready endpoints by node; one that is in two slices of a dual-stack Service counts once."""
-    endpoints = frozenset().union(*(s.ready for s in slices))
+    """Ready endpoints by node; one that is in two slices of a dual-stack Service counts once.
+
+    Where there is none at all, those that end and still serve count, as for kube-proxy: the last pods of a Service get
+    connections until they are gone.
+    """
+    known = list(slices)
+    ready = frozenset().union(*(s.ready for s in known))
+    endpoints = ready or frozenset().union(*(s.ending for s in known))
     return dict(Counter(node for node, _ in endpoints))

@@ -183,7 +183,7 @@ def test_defaults_are_filled_in(web):
 
 def test_kubectl_shows_the_columns_and_explains_the_fields(control_plane, web):
     header = control_plane.kubectl("get", "cip").stdout.splitlines()[0].split()
-    assert header == ["NAME", "IP", "MAC", "MODE", "NODES", "READY", "AGE"]
+    assert header == ["NAME", "IP", "MAC", "MODE", "NODES", "READY", "MOVING", "AGE"]
     assert "shared address" in control_plane.kubectl("explain", "cip.spec.ip").stdout
     reserved = " ".join(control_plane.kubectl("explain", "cip.spec.reservedBuckets").stdout.split())
     assert "Buckets that machines outside lbless answer for, such as 12-15" in reserved
@@ -244,3 +244,69 @@ def test_kubectl_explains_what_a_node_says_of_its_segment(control_plane):
     }.items():
         said = control_plane.kubectl("explain", f"cipn.status.interfaces.{field}").stdout
         assert words in " ".join(said.split()), said
+
+
+def test_kubectl_explains_moves_and_what_drains(control_plane):
+    for field, words in {
+        "cip.status.moving": "absent where none moves",
+        "cip.status.moves": "which still finishes connections in them",
+        "cip.status.assignments.address": "by which the others reach it",
+        "cip.spec.drainTimeoutSeconds": "connections in a bucket end when it moves",
+        "cipn.status.drains": "still finishes established connections in them",
+        "cipn.status.drains.flows": "How many TCP connections are left",
+        "cipn.status.unlistedDrains": "ClusterIPs for which drains has no room",
+    }.items():
+        said = control_plane.kubectl("explain", field).stdout
+        assert words in " ".join(said.split()), said
+
+
+def status_of(control_plane: ControlPlane, **status: object) -> dict:
+    body = {**KIND, "kind": "ClusterIP", "metadata": {"name": "web"}, "status": status}
+    path = f"{PATH}/web/status?fieldManager=lbless-operator&force=true"
+    return control_plane.api("PATCH", path, body, content_type=APPLY_PATCH)["status"]
+
+
+def test_moves_are_kept_as_they_are_and_shown(control_plane, web):
+    move = {"buckets": "0-84", "from": "n1", "to": "n2"}
+    assignment = {"node": "n2", "incarnation": 1, "buckets": "0-255", "share": 256, "address": "192.0.2.2"}
+    said = status_of(control_plane, moves=[move], moving="85", assignments=[assignment])
+    assert (said["moves"], said["moving"], said["assignments"]) == ([move], "85", [assignment])
+    lines = control_plane.kubectl("get", "cip", "web").stdout.splitlines()
+    at = lines[0].index("MOVING")
+    assert lines[1][at:].split()[0] == "85"
+    assert status_of(control_plane, moves=[]).get("moving") is None
+    lines = control_plane.kubectl("get", "cip", "web").stdout.splitlines()
+    assert lines[1][lines[0].index("MOVING") :].split()[0] != "85"
+
+
+@pytest.mark.parametrize(
+    ("status", "sentence"),
+    [
+        ({"moves": [{"buckets": "0", "from": "a", "to": "b"}] * 257}, "must have at most 256 items"),
+        ({"moves": [{"buckets": "0", "from": "a"}]}, "to: Required value"),
+        ({"moving": "123456789"}, "may not be more than 8"),
+        ({"assignments": [{"node": "a", "address": "2001:db8::1:1:1:1"}]}, "may not be more than 15"),
+    ],
+)
+def test_moves_beyond_their_bounds_are_refused(control_plane, web, status, sentence):
+    with pytest.raises(LabError) as caught:
+        status_of(control_plane, **status)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "sentence"),
+    [
+        ({"drains": [{"uid": "u"}] * 65}, "must have at most 64 items"),
+        ({"drains": [{"clusterIP": "a/b"}]}, "uid: Required value"),
+        ({"drains": [{"uid": "u", "flows": -1}]}, "should be greater than or equal to 0"),
+        ({"drains": [{"uid": "u", "buckets": "0," * 10000}]}, "may not be more than 16384"),
+        ({"unlistedDrains": "A" * 5465}, "may not be more than 5464"),
+    ],
+)
+def test_drains_beyond_their_bounds_are_refused(control_plane, reporting, status, sentence):
+    body = {**KIND, "metadata": {"name": "n1"}, "status": status}
+    path = f"{NODES}/n1/status?fieldManager=lbless-sync&force=true"
+    with pytest.raises(LabError) as caught:
+        control_plane.api("PATCH", path, body, content_type=APPLY_PATCH)
+    assert sentence in str(caught.value)

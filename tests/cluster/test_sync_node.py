@@ -35,20 +35,21 @@ from lab.controlplane import ControlPlane
 from lab.lan import Lan
 from lab.progress import Silence
 from lab.rest import ApiError
+from lbless_api.buckets import BucketSet
 from lbless_api.capabilities import Capability
 from lbless_api.clusterip import SourceMAC
 from lbless_api.digest import applied_digest, parse_marks
 from lbless_api.hashing import HashFunction, HashMode
 from lbless_api.heartbeat import MAX_NUMBER
 from lbless_api.interfaces import Interface
-from lbless_api.node import EngineReport, Outstanding, render_engines
+from lbless_api.node import Drain, EngineReport, Outstanding, render_engines
 from lbless_api.segment import Condition, Peer, SegmentReport, render_segment
 from lbless_api.state import Observed, parse_complete, render_observed
 from lbless_edge.kube import connect
 from lbless_nodeagent import files
 from lbless_nodeagent.sync import reporter
 from lbless_nodeagent.sync.ownnode import OwnNode
-from lbless_nodeagent.sync.report import Situation, report
+from lbless_nodeagent.sync.report import Report, Situation, report
 from lbless_nodeagent.sync.storage import Storage
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
@@ -404,6 +405,48 @@ def test_a_report_that_somebody_deleted_or_edited_comes_back_also_without_a_chan
         version, writes = synced.report["metadata"]["resourceVersion"], written.writes
         wait_for("some refreshes", lambda: written.writes > writes + 2)
         assert synced.report["metadata"]["resourceVersion"] == version
+    finally:
+        stop.set()
+        wake.set()
+        thread.join(10)
+
+
+def test_what_begins_and_ceases_to_drain_is_told_at_once_and_how_much_is_left_now_and_then(
+    synced: SyncedNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced.stop()
+    monkeypatch.setattr(reporter, "FIGURES_SECONDS", 1.0)  # in the program: ten
+    drains: list[Drain] = []
+
+    def current() -> Report:
+        return report(Situation({}, Observed("boot", 1.0, drains=tuple(drains))))
+
+    def left() -> dict[str, int]:
+        return {drain["uid"]: drain["flows"] for drain in synced.report["status"].get("drains", [])}
+
+    node = OwnNode(synced.name, Storage(synced.state / "desired"), lambda: None)
+    node.changed(synced.node)
+    stop, wake = threading.Event(), threading.Event()
+    written = reporter.Reporter(connect(str(synced.plane.kubeconfig)), node, current, wake, stop)
+    thread = threading.Thread(target=written.run, daemon=True)
+    thread.start()
+    try:
+        drains[:] = [Drain("u1", "default/web", BucketSet.full(85), 100)]
+        wake.set()
+        wait_for("the first drain", lambda: left() == {"u1": 100})
+        began, writes = time.monotonic(), written.writes
+        while left() == {"u1": 100} and time.monotonic() - began < 10:
+            drains[0] = replace(drains[0], flows=drains[0].flows - 1)
+            wake.set()
+        seconds = time.monotonic() - began
+        assert written.writes - writes <= seconds + 1
+        assert 0.5 < seconds < 3
+        drains.append(Drain("u2", "default/other", BucketSet.full(2), 7))
+        wake.set()
+        wait_for("the second drain", lambda: left().get("u2") == 7, seconds=1)
+        drains.clear()
+        wake.set()
+        wait_for("none", lambda: left() == {}, seconds=1)
     finally:
         stop.set()
         wake.set()

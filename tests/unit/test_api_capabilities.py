@@ -11,6 +11,7 @@ from lbless_api.capabilities import (
     Capability,
     Demand,
     demand,
+    keeps_flows,
     parse_capabilities,
     refusal,
     render_capabilities,
@@ -136,3 +137,11 @@ def test_what_a_newer_agent_can_do_besides_is_no_fault():
 def test_what_is_no_capability_is_one_sentence(entry):
     with pytest.raises(Invalid, match=r"here.*\.$"):
         parse_capabilities([entry], "here")
+
+
+def test_flows_are_kept_by_an_engine_that_does_so_in_the_way_that_is_asked_for():
+    moving = replace(ANY, moves=True)
+    assert keeps_flows((moving,), asked())
+    assert not keeps_flows((ANY,), asked())
+    assert not keeps_flows((), asked())
+    assert not keeps_flows((replace(TARGET, moves=True), MATCH), asked(hashMode="SourceIP", buckets=16))

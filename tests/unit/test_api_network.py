@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import pytest
 
 from lbless_api.fields import Invalid
-from lbless_api.interfaces import Interface, choose_interface
+from lbless_api.interfaces import Interface, choose_interface, own_address
 from lbless_api.mac import default_mac, parse_mac, unicast_mac
 from lbless_api.refusal import Taken, on_link_edges, refusal
 
@@ -50,6 +50,22 @@ def test_no_interface_is_said_with_what_the_node_has(globs, sentence):
     with pytest.raises(Invalid, match=sentence) as caught:
         choose_interface(VIP, globs, [interface("eth0", "192.0.2.1/24", "10.80.0.100/32")])
     assert caught.value.reason == "NoMatchingInterface"
+
+
+@pytest.mark.parametrize(
+    ("addresses", "own"),
+    [
+        (["10.80.0.1/24"], "10.80.0.1"),
+        (["192.0.2.1/24", "10.80.0.7/24"], "10.80.0.7"),
+        (["10.80.3.3/16", "10.80.0.7/24", "10.80.0.8/24"], "10.80.0.7"),
+        (["192.0.2.1/25", "192.0.2.2/24"], "192.0.2.1"),
+        (["10.80.0.100/24", "10.80.0.7/24"], "10.80.0.7"),
+        (["10.80.0.100/32", "10.80.0.99/32"], None),
+        ([], None),
+    ],
+)
+def test_a_node_is_reached_by_its_own_address_on_the_shared_ones_subnet(addresses, own):
+    assert own_address(VIP, interface("eth0", *addresses)) == (IPv4Address(own) if own else None)
 
 
 def test_an_address_in_use_is_refused_with_its_holder():

@@ -8,12 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lbless_api.buckets import BucketSet
 from lbless_api.capabilities import Capability
 from lbless_api.digest import applied_digest
 from lbless_api.fields import Invalid
 from lbless_api.hashing import HashFunction, HashMode
 from lbless_api.interfaces import Interface
-from lbless_api.node import EngineReport, NodeStatus, Outstanding, parse_node_status, render_node_status
+from lbless_api.node import (
+    Drain,
+    EngineReport,
+    NodeStatus,
+    Outstanding,
+    parse_node_status,
+    render_node_status,
+)
 from lbless_api.segment import Condition, Peer, SegmentReport
 from lbless_api.state import (
     DesiredNode,
@@ -40,6 +48,8 @@ FAILURE = Outstanding(
     "uid-1", "default/web", 7, "AddressInUse", "Address 10.0.0.1 belongs to a gateway: choose another."
 )
 
+DRAIN = Drain("uid-1", "default/web", BucketSet.parse("0-84,90"), 212)
+
 
 def test_observed_is_read_back_as_it_was_written():
     observed = Observed(
@@ -56,6 +66,7 @@ def test_observed_is_read_back_as_it_was_written():
         problems=("The disk is full.",),
         counters={"foreign": 9},
         repairs={"rules": 2},
+        drains=(DRAIN, replace(DRAIN, uid="uid-2", buckets=BucketSet(), flows=0)),
     )
     assert parse_observed(json.loads(json.dumps(render_observed(observed)))) == observed
 
@@ -76,6 +87,8 @@ def test_a_nodes_report_is_read_back_as_it_was_written():
         (FAILURE,),
         (),
         frozenset({b"abcd", b"\0\xff\0\xff"}),
+        (DRAIN,),
+        frozenset({b"efgh"}),
     )
     assert parse_node_status(json.loads(json.dumps(render_node_status(status)))) == status
 
@@ -126,3 +139,10 @@ def test_a_digest_knows_any_difference_and_no_order(applied):
 def test_a_file_of_another_shape_is_refused(value):
     with pytest.raises(Invalid):
         parse_observed(value)
+
+
+@pytest.mark.parametrize("wrong", [{"buckets": "4-0"}, {"buckets": 3}, {"flows": -1}, {"uid": None}])
+def test_a_drain_that_cannot_be_read_is_refused_with_its_field(wrong):
+    entry = {"uid": "u", "clusterIP": "default/web", "buckets": "0", "flows": 1, **wrong}
+    with pytest.raises(Invalid, match="drains"):
+        parse_observed({"bootID": "b", "boottimeSeconds": 1, "drains": [entry]})

@@ -178,7 +178,7 @@ def test_a_move_is_told_with_its_numbers_and_its_reason():
     to = " and ".join(f"{node} ({gain})" for node, gain in gains.items())
     assert notice.note == (
         f"{before['c']} buckets moved: {before['c']} from c, which is tainted NoExecute, to {to}. "
-        f"Established connections in moved buckets are not drained by this version."
+        f"Established connections stay where they are for up to 300 s."
     )
     assert decision.status.epoch == 2
 

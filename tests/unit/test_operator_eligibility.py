@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface
 
 import pytest
 
@@ -79,7 +79,7 @@ def verdict(
 
 
 def test_a_ready_node_with_a_fresh_agent_is_eligible_with_its_weight_and_its_interfaces_incarnation():
-    assert verdict() == Verdict("n1", Standing.ELIGIBLE, None, 100, 7, True)
+    assert verdict() == Verdict("n1", Standing.ELIGIBLE, None, 100, 7, True, address=IPv4Address("192.0.2.1"))
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,14 @@ from ipaddress import IPv4Address, IPv4Interface
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lbless_api.buckets import BucketSet
 from lbless_api.capabilities import Capability
 from lbless_api.clusterip import SourceMAC
 from lbless_api.digest import MAX_MARKS, applied_digest, mark
 from lbless_api.hashing import HashFunction, HashMode
 from lbless_api.heartbeat import MAX_NUMBER, node_id
 from lbless_api.interfaces import Interface
-from lbless_api.node import EngineReport, Outstanding, parse_node_status, render_node_status
+from lbless_api.node import Drain, EngineReport, Outstanding, parse_node_status, render_node_status
 from lbless_api.segment import Condition, Peer, SegmentReport, by_id
 from lbless_api.state import Observed
 from lbless_nodeagent.sync import report as reporting
@@ -224,6 +225,8 @@ SPREAD = st.sampled_from([0, 1, 63, 64, 65, 300, 1000, 2500])
     waiting=SPREAD,
     silent=st.booleans(),
     peers=st.integers(0, 64),
+    draining=SPREAD,
+    worst=st.booleans(),
 )
 def test_every_report_fits_into_32_kib(
     kernel: str,
@@ -238,7 +241,10 @@ def test_every_report_fits_into_32_kib(
     waiting: int,
     silent: bool,
     peers: int,
+    draining: int,
+    worst: bool,
 ) -> None:
+    buckets = BucketSet(range(0, 4096, 2)) if worst else BucketSet.full(85)
     seen = tuple(Peer(f"{n:0253}", MAX_NUMBER) for n in range(peers))
     state = observed(
         kernel=kernel,
@@ -255,6 +261,7 @@ def test_every_report_fits_into_32_kib(
             for _ in range(interfaces)
         ),
         failures=tuple(Outstanding(f"{n:063}", key, MAX_NUMBER, sentence, sentence) for n in range(failing)),
+        drains=tuple(Drain(f"d{n:062}", key, buckets, MAX_NUMBER) for n in range(draining)),
     )
     wanted = {f"w{n:062}": Wanted("n" * 63 + "/" + "c" * 253, MAX_NUMBER) for n in range(waiting)}
     said = report(wanted, state, sentence if silent else "")
@@ -264,6 +271,8 @@ def test_every_report_fits_into_32_kib(
     assert parse_node_status(json.loads(json.dumps(render_node_status(said.status)))) == said.status
     outstanding = len(said.status.pending) + len(said.status.failures) + len(said.status.unlisted)
     assert outstanding == failing + waiting or len(said.status.unlisted) >= MAX_MARKS - 1
+    drains = len(said.status.drains) + len(said.status.unlisted_drains)
+    assert drains == draining or len(said.status.unlisted_drains) >= MAX_MARKS - 1
     everything = said.message.endswith("are in the kernel.") or said.status.unlisted == frozenset()
     assert everything == ("more are pending or failed" not in said.message)
 
@@ -368,3 +377,26 @@ def test_what_is_not_listed_for_lack_of_room_is_missing_from_the_digest_as_well(
     said = report(wanted, observed(applied={"u0000": 1}))
     assert said.status.applied_digest == applied_digest({"u0000": 1})
     assert len(said.status.pending) + len(said.status.unlisted) == 199
+
+
+def drain(uid: str, flows: int = 3) -> Drain:
+    return Drain(uid, f"ns/{uid}", BucketSet.full(85), flows)
+
+
+def test_of_many_drains_the_first_by_uid_are_listed_and_the_others_have_a_mark() -> None:
+    drains = [drain(f"u{n:03}") for n in range(200)]
+    said = report({}, observed(drains=tuple(reversed(drains)))).status
+    assert said.drains == tuple(drains[:64])
+    assert said.unlisted_drains == {mark(d.uid) for d in drains[64:]}
+    assert (said.unlisted, said.applied_digest) == (frozenset(), applied_digest({}))
+    few = report({}, observed(drains=tuple(drains[:3]))).status
+    assert (few.drains, few.unlisted_drains) == (tuple(drains[:3]), frozenset())
+
+
+def test_how_much_is_left_is_a_figure_and_what_drains_is_not() -> None:
+    first = report({}, observed(drains=(drain("a"), drain("b"))))
+    later = report({}, observed(drains=(drain("a", 2), replace(drain("b"), buckets=BucketSet([1])))))
+    assert first != later
+    assert reporting.without_figures(first) == reporting.without_figures(later)
+    for other in (observed(drains=(drain("a"),)), observed(drains=first.status.drains, kernel="6.2")):
+        assert reporting.without_figures(report({}, other)) != reporting.without_figures(first)

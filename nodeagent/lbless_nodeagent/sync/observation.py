@@ -65,7 +65,7 @@ def observe(path: Path, boot_id: str, last: Observation) -> Observation:
         return Observation(last.observed, f"{OBSERVED} cannot be used: {fault}")
     if observed.boot_id != boot_id:
         interfaces = tuple(replace(interface, segment=None) for interface in observed.interfaces)
-        observed = replace(observed, interfaces=interfaces, applied={}, failures=(), problems=())
+        observed = replace(observed, interfaces=interfaces, applied={}, failures=(), problems=(), drains=())
     return Observation(observed)
 
 

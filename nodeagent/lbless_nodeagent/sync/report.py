@@ -6,18 +6,21 @@ Owns the content of ClusterIPNode.status, within the bounds of its schema and of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from lbless_api import MAX_LISTED
+from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import is_uid
 from lbless_api.digest import MAX_MARKS, MAX_MARKS_LENGTH, applied_digest, mark
 from lbless_api.interfaces import Interface
 from lbless_api.node import (
+    Drain,
     EngineReport,
     NodeStatus,
     Outstanding,
+    render_drains,
     render_engines,
     render_interfaces,
     render_node_status,
@@ -161,13 +164,15 @@ def report(situation: Situation) -> Report:
         failures=(),
     )
     outstanding = {o.uid for o in (*settled.failures, *settled.pending)}
-    marks_room = min(MAX_MARKS_LENGTH, 6 * len(outstanding) + 4)
+    draining = {drain.uid: drain for drain in seen.drains if is_uid(drain.uid)}
+    marks_room = _marks_room(len(outstanding)) + _marks_room(len(draining))
     room = STATUS_BYTES - CONDITION_BYTES - size(render_node_status(status)) - marks_room
     failures, room = _listed(settled.failures, room)
-    pending, _ = _listed(settled.pending, room)
+    pending, room = _listed(settled.pending, room)
+    drains = _drains(draining, room)
     unlisted = outstanding - {o.uid for o in (*failures, *pending)}
     marks = {mark(uid) for uid in unlisted}
-    shown = frozenset(sorted(marks)[:MAX_MARKS])
+    shown = _shown(marks)
     # What has a mark by chance is left out as well: the operator cannot tell it from what has it by right.
     digested = {uid: epoch for uid, epoch in settled.applied.items() if not shown or mark(uid) not in shown}
     assigned = sum(w.epoch > 0 for w in situation.wanted.values())
@@ -180,11 +185,19 @@ def report(situation: Situation) -> Report:
             pending=pending,
             failures=failures,
             unlisted=shown,
+            drains=drains,
+            unlisted_drains=_shown({mark(uid) for uid in draining.keys() - {d.uid for d in drains}}),
         ),
         ready=reason is Reason.APPLIED,
         reason=reason,
         message=shorten(message, CONDITION_BYTES - size(tail)) + tail,
     )
+
+
+def without_figures(said: Report) -> Report:
+    """A report but for how much is left to drain, which changes with every connection that ends."""
+    drains = tuple(replace(drain, buckets=BucketSet(), flows=0) for drain in said.status.drains)
+    return replace(said, status=replace(said.status, drains=drains))
 
 
 def _reasons(settled: Settled, situation: Situation, assigned: int) -> Iterator[tuple[Reason, str]]:
@@ -283,6 +296,22 @@ def _listed(outstanding: Sequence[Outstanding], room: int) -> tuple[tuple[Outsta
         if len(listed) == len(first):
             break
     return tuple(listed), room - size(render_outstanding(listed))
+
+
+def _drains(draining: Mapping[str, Drain], room: int) -> tuple[Drain, ...]:
+    """As many as fit, by UID."""
+    first = (draining[uid] for uid in sorted(draining)[:MAX_LISTED])
+    short = (replace(d, clusterip=shorten(d.clusterip, 320)) for d in first)
+    return tuple(fitting(short, room, lambda d: render_drains([d])))
+
+
+def _marks_room(count: int) -> int:
+    """Bytes that the marks of so many ClusterIPs take at most."""
+    return min(MAX_MARKS_LENGTH, 6 * count + 4)
+
+
+def _shown(marks: Set[bytes]) -> frozenset[bytes]:
+    return frozenset(sorted(marks)[:MAX_MARKS])
 
 
 def _shortened(outstanding: Outstanding, message_bytes: int) -> Outstanding:

@@ -17,7 +17,7 @@ from lbless_edge.backoff import Backoff
 from lbless_edge.explain import explain
 from lbless_edge.kube import CLUSTERIPNODES, Api, ApiError, Object, named
 from lbless_nodeagent.sync.ownnode import OwnNode
-from lbless_nodeagent.sync.report import Report
+from lbless_nodeagent.sync.report import Report, without_figures
 
 FIELD_MANAGER = "lbless-sync"
 LOOK_SECONDS = 1.0
@@ -25,6 +25,8 @@ PACE_SECONDS = 0.25
 """At most so often; the first change after a pause is written at once."""
 SETTLE_SECONDS = 0.08
 """dataplane programs most changes within it: then one write tells the end instead of two the way."""
+FIGURES_SECONDS = 10.0
+"""How much is left to drain is told at most so often, unless something else is to be told."""
 REFRESH_SECONDS = 60.0
 """Applied anew so often, should somebody have deleted or edited it. Where nothing differs, the API server
 writes nothing: the resource version stays."""
@@ -71,8 +73,7 @@ class Reporter:
         owner = self._node.uid
         if not owner or report is None:
             return 0
-        age_seconds = time.monotonic() - self._written_at
-        if self._written == (owner, report) and age_seconds < REFRESH_SECONDS:
+        if time.monotonic() - self._written_at < self._lasting_seconds(owner, report):
             return 0
         if self._written == (owner, report):
             self._owner = ""
@@ -86,6 +87,15 @@ class Reporter:
             _log.info("The report of Node %s is written again.", self._node.name)
             self._fault = ""
         return PACE_SECONDS
+
+    def _lasting_seconds(self, owner: str, report: Report) -> float:
+        """How long what was written will do before this is written."""
+        if self._written == (owner, report):
+            return REFRESH_SECONDS
+        if self._written is None or self._written[0] != owner:
+            return 0
+        told = without_figures(self._written[1]) == without_figures(report)
+        return FIGURES_SECONDS if told else 0
 
     def _settled(self) -> Report | None:
         """What is to be said; where something began to wait just now, what became of it."""
