@@ -13,8 +13,10 @@ from ipaddress import IPv4Address
 
 from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import ClusterIP, HashParameters
+from lbless_api.node import Drain
 from lbless_nodeagent.dataplane.flows import FlowsError
-from lbless_nodeagent.dataplane.handover import Elapsed, Share
+from lbless_nodeagent.dataplane.handover import Elapsed
+from lbless_nodeagent.dataplane.moving import Moving
 
 ENDING_SECONDS = 0.02
 """A packet is on its way between the two stages for less."""
@@ -25,6 +27,7 @@ ANSWER_SECONDS = 0.1
 SPARE_SECONDS = 2.0
 """How much later than its former owner a new one takes a drain to be over that nobody says is over."""
 
+END = float("inf")
 NOTHING = BucketSet()
 CountFlows = Callable[[Mapping[IPv4Address, tuple[HashParameters, BucketSet]]], Mapping[IPv4Address, int]]
 """How many flows are left in these buckets of each address."""
@@ -86,15 +89,6 @@ class _Asked:
     answer: Future[Mapping[IPv4Address, int]]
 
 
-@dataclass(frozen=True, slots=True)
-class Draining:
-    """A ClusterIP of which buckets still drain here. `flows`: None if it is not known yet how many are left."""
-
-    clusterip: ClusterIP
-    buckets: BucketSet
-    flows: int | None
-
-
 class Drains:
     """All ClusterIPs of which something drains, ends or is fresh."""
 
@@ -108,18 +102,23 @@ class Drains:
         self.problem = ""
         """Why it is not known what is left, a sentence, or nothing."""
 
-    def elapsed(self, uid: str, clusterip: ClusterIP, share: Share) -> Elapsed:
-        """What time has decided about what the kernel does of a ClusterIP: `share`."""
-        moving = share.moving
+    def note(self, uid: str, clusterip: ClusterIP, moving: Moving) -> None:
+        """The kernel does this with a ClusterIP's buckets by now."""
         if not moving.buckets:
             self._times.pop(uid, None)
-            return NOTHING_ELAPSED
+            return
         now = time.monotonic()
         times = self._times.setdefault(uid, _Times(clusterip))
         times.clusterip = clusterip
         times.drain.update(moving.drain, now)
         times.ending.update(moving.ending, now)
         times.fresh.update(moving.fresh, now)
+
+    def elapsed(self, uid: str) -> Elapsed:
+        """What time has decided about what the kernel does of a ClusterIP."""
+        times, now = self._times.get(uid), time.monotonic()
+        if times is None:
+            return NOTHING_ELAPSED
         drained = times.drain.before(now - times.timeout_seconds)
         if times.flows == 0:
             drained |= times.drain.before(times.asked_at - POLL_SECONDS)
@@ -163,12 +162,17 @@ class Drains:
             if times := self._times.get(uid):
                 times.asked_at, times.flows = asked.at, found.get(times.clusterip.spec.ip, 0)
 
-    def draining(self) -> tuple[Draining, ...]:
-        """What drains, by UID."""
+    def draining(self) -> tuple[Drain, ...]:
+        """What drains, by UID; where nobody was asked yet how many flows are left, none."""
         return tuple(
-            Draining(times.clusterip, times.drain.before(float("inf")), times.flows)
-            for _, times in sorted(self._times.items())
-            if times.drain.batches
+            Drain(
+                uid,
+                times.clusterip.identity.key,
+                times.drain.before(END) | times.ending.before(END),
+                times.flows or 0,
+            )
+            for uid, times in sorted(self._times.items())
+            if times.drain.batches or times.ending.batches
         )
 
     @property

@@ -17,7 +17,7 @@ from pathlib import Path
 from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import ClusterIP
 from lbless_api.interfaces import Interface
-from lbless_api.node import EngineReport, Outstanding
+from lbless_api.node import Drain, EngineReport, Outstanding
 from lbless_api.state import APPLIED, DESIRED, DesiredNode
 from lbless_nodeagent import files
 from lbless_nodeagent.dataplane.addresses import Addresses, Settled
@@ -63,6 +63,7 @@ class Outcome:
     failures: Mapping[str, Outstanding] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     interfaces: tuple[Interface, ...] = ()
+    drains: tuple[Drain, ...] = ()
     retry_at: float | None = None
 
 
@@ -231,6 +232,7 @@ class Reconciler:
             failures=failures,
             problems=_few([*desired.problems, *problems, *settled.problems]),
             interfaces=self._described(found),
+            drains=self.shares.drains.draining() if self.shares else (),
             retry_at=time.monotonic() if outdated else self._retry_at(troubled=bool(troubled)),
         )
 

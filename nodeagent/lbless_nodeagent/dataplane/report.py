@@ -71,6 +71,7 @@ class Reporter:
             problems=problems,
             counters=counters,
             repairs=repairs,
+            drains=outcome.drains,
         )
         try:
             # It is stale after a power cut anyway, and a slow disk must not delay the next pass.

@@ -137,11 +137,12 @@ class Shares:
         entries: dict[str, list[tuple[str, Kept]]] = {name: [] for name, _ in self.ports.items()}
         behind: set[str] = set()
         for uid, followed in self._followed.items():
+            has = self._has(followed.clusterip, installed)
+            self.drains.note(uid, followed.clusterip, has.moving if has else AT_REST)
             interface = self._placed[uid][1]
             port = self.ports.get(interface)
             if interface is None or port is None or not port.view.version:
                 continue
-            has = self._has(followed.clusterip, installed)
             kept = _kept(followed, has) if has else None
             if kept is None or kept.epoch is None:
                 behind.add(interface)
@@ -165,7 +166,7 @@ class Shares:
         # Until a view has come nothing is known: the kernel stays as the former process has left it.
         document = held.get(use.document, newest) if port.view.version else next(iter(held.values()))
         has = self._has(document.clusterip, installed) or Share()
-        elapsed = self.drains.elapsed(uid, document.clusterip, has)
+        elapsed = self.drains.elapsed(uid)
         cause = (not port.view.version, port.view.living, port.view.held, use, has, elapsed, document, newest)
         last = self._followed.get(uid)
         if last and _same(last.cause, cause):
