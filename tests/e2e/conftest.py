@@ -19,7 +19,7 @@ def lbless() -> Iterator[Installation]:
     """lbless running on n1, n2 and n3; they serve TCP and UDP, and each node also has a pod."""
     with (
         Lan(claim.unique("lbe2e"), nodes=3, pods=True) as lan,
-        servers.serving(lan.nodes),
+        servers.serving(lan.nodes, echo=[servers.ECHO_PORT]),
         ControlPlane(lan, progress=Silence()) as control_plane,
     ):
         for node in lan.nodes:
