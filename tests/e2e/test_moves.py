@@ -113,7 +113,11 @@ def check_returned(lbless: Installation, gone: ClusterIP) -> None:
 def test_a_pod_that_turns_unready_takes_its_nodes_share_away_and_brings_it_back(lbless, web):
     control_plane = lbless.control_plane
     gone = check_moved_away(lbless, web, lambda: control_plane.set_pod_ready("default", "web-n1", False))
-    assert not traces(lbless.lan.nodes[0], str(web.spec.ip), web.spec.mac)
+    Silence().until(  # it has no flows to finish, and finds that within two seconds
+        "nothing of the address on n1",
+        lambda: not traces(lbless.lan.nodes[0], str(web.spec.ip), web.spec.mac),
+        timeout_seconds=10,
+    )
     control_plane.set_pod_ready("default", "web-n1", True)
     check_returned(lbless, gone)
 

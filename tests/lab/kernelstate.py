@@ -43,13 +43,15 @@ def traces(node: Host, ip: str, mac: str) -> Traces:
 
 
 def owned_buckets(node: Host, ip: str) -> BucketSet:
-    """The buckets of an address that the node's rules keep: elements `address . bucket` of its sets."""
+    """The buckets of an address in which the node's rules take new flows: elements `address . bucket` of the sets of
+    those that it owns, or has just gained."""
     listing = node.run(["nft", "--json", "list", "sets", "table", "ip", "lbless"], check=False)
     if listing.returncode != 0:
         return BucketSet()
     found = []
     for entry in json.loads(listing.stdout)["nftables"]:
-        for element in entry.get("set", {}).get("elem", []):
+        name = entry.get("set", {}).get("name", "")
+        for element in entry["set"].get("elem", []) if name.endswith(("_owned", "_fresh")) else ():
             value = element.get("elem", {}).get("val", element) if isinstance(element, dict) else element
             match value:
                 case {"concat": [str(address), int(number)]} if address == ip:
