@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbless_api.fields import Invalid
-from lbless_nodeagent.dataplane.membership import Memory
+from lbless_nodeagent.dataplane.membership import Kept, Memory
 from lbless_nodeagent.dataplane.memoryfile import NAME, MemoryFile, parse_memories, render_memories
 
 BOOT = "a-boot"
@@ -19,11 +19,17 @@ MEMORY = Memory(
     peers=((b"n2345678", 7), (b"n3345678", 8)),
     verdicts=((b"n3345678", 8),),
     holding=((b"n2345678", 12.345),),
-    kernel=(("3f1c1d6e-0000-4000-8000-000000000001", 4, True, False), ("uid-b", 0, True, True)),
+    kernel=(
+        ("3f1c1d6e-0000-4000-8000-000000000001", 4, Kept(3, owns=True, ready=4, sends=True), False),
+        ("uid-b", 0, Kept(0, owns=True, gained=False, drains=True), True),
+    ),
     held=True,
 )
 numbers = st.integers(0, 2**48 - 1)
 keyed = st.lists(st.tuples(st.binary(min_size=8, max_size=8), numbers), max_size=4).map(tuple)
+kept = st.builds(
+    Kept, numbers, st.booleans(), numbers, gained=st.booleans(), sends=st.booleans(), drains=st.booleans()
+)
 memories = st.builds(
     Memory,
     incarnation=st.integers(1, 2**48 - 1),
@@ -32,16 +38,14 @@ memories = st.builds(
     holding=st.lists(
         st.tuples(st.binary(min_size=8, max_size=8), st.integers(0, 10**12).map(lambda ms: ms / 1000))
     ).map(tuple),
-    kernel=st.lists(st.tuples(st.uuids().map(str), numbers, st.booleans(), st.booleans()), max_size=4).map(
-        tuple
-    ),
+    kernel=st.lists(st.tuples(st.uuids().map(str), numbers, kept, st.booleans()), max_size=4).map(tuple),
     held=st.booleans(),
 )
 
 
 @given(st.dictionaries(st.sampled_from(["eth0", "br0", "lan-ü"]), memories))
-def test_what_is_written_is_read(kept: dict[str, Memory]):
-    assert parse_memories(json.loads(json.dumps(render_memories(kept, BOOT)))) == (BOOT, kept)
+def test_what_is_written_is_read(found: dict[str, Memory]):
+    assert parse_memories(json.loads(json.dumps(render_memories(found, BOOT)))) == (BOOT, found)
 
 
 def test_a_process_finds_what_its_predecessor_kept(tmp_path: Path):

@@ -2,7 +2,7 @@
 
 from lbless_api.buckets import BucketSet
 from lbless_api.heartbeat import EpochReport, Flag, Heartbeat, PeerReport, clusterip_id, node_id
-from lbless_nodeagent.dataplane.membership import Epoch, Membership, Memory, Named, Times
+from lbless_nodeagent.dataplane.membership import Epoch, Kept, Membership, Memory, Named, Times
 
 NOW, TIMES = 100.0, Times.of_tick(0.1)
 NAMED = Named("n1", node_id("n1"), 1, BucketSet.parse("0-15"))
@@ -34,7 +34,7 @@ def test_a_process_that_comes_too_late_to_resume_begins_as_another_incarnation()
 
 def resumed(*named: Named, peers: tuple[tuple[bytes, int], ...] = ()) -> Membership:
     """A process that goes on where a former one had epoch 2 in use, which gives this node all."""
-    memory = Memory(1, peers=peers, kernel=(("u", 2, True, False),))
+    memory = Memory(1, peers=peers, kernel=(("u", 2, Kept(2, owns=True), False),))
     machine = Membership("n1", 9, TIMES, NOW, resumed=memory, lease_end=NOW + 2)
     machine.learn(Epoch("u", "192.0.2.1", 2, 16, BucketSet(), named), NOW)
     return machine

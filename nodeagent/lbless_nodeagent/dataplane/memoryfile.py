@@ -16,7 +16,7 @@ from lbless_api.heartbeat import ID_BYTES, MAX_NUMBER
 from lbless_api.heartbeat_frame import MAX_SEQUENCE, Stamp
 from lbless_api.node import JSON
 from lbless_nodeagent import files
-from lbless_nodeagent.dataplane.membership import Memory
+from lbless_nodeagent.dataplane.membership import Kept, Memory
 
 NAME = "membership.json"
 
@@ -134,12 +134,25 @@ def _id(value: object, name: str) -> bytes:
     return key
 
 
-def _kernel(one: object) -> tuple[str, int, bool, bool]:
-    uid, epoch, owns, acts = _row(one, "kernel", 4)
+def _kernel(one: object) -> tuple[str, int, Kept, bool]:
+    uid, in_use, kept, acts = _row(one, "kernel", 4)
     name = text(uid, "kernel")
     if not is_uid(name):
         raise Invalid("kernel has a UID that is malformed.")
-    return name, integer(epoch, "kernel", 0, MAX_NUMBER), _flag(owns, "kernel"), _flag(acts, "kernel")
+    return name, integer(in_use, "kernel", 0, MAX_NUMBER), _kept(kept), _flag(acts, "kernel")
+
+
+def _kept(value: object) -> Kept:
+    epoch, owns, ready, *states = _row(value, "kernel", len(Kept._fields))
+    gained, sends, drains = (_flag(state, "kernel") for state in states)
+    return Kept(
+        integer(epoch, "kernel", 0, MAX_NUMBER),
+        _flag(owns, "kernel"),
+        integer(ready, "kernel", 0, MAX_NUMBER),
+        gained,
+        sends,
+        drains,
+    )
 
 
 def _row(one: object, name: str, length: int) -> tuple[object, ...]:

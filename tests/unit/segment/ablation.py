@@ -410,3 +410,38 @@ class AlwaysHeld(Membership):
 
     def rule12_hold_ends(self) -> None:
         pass
+
+
+class GivesUpAtOnce(Membership):
+    """Moves: the former owner gives up when the new ones stand by."""
+
+    def handing_lose(self, standing: Standing) -> bool:
+        return True
+
+
+class SendsNothingOn(Membership):
+    """Moves: what the former owner takes no more it sends on until the new ones have gained it."""
+
+    def handing_settled(self, standing: Standing) -> bool:
+        return True
+
+
+class OwnsAtOnce(Membership):
+    """Moves: a bucket is fresh until those that had it before have no flows there any more."""
+
+    def handing_unfinished(self, standing: Standing) -> frozenset[bytes]:
+        return frozenset()
+
+
+class Supersedes(Membership):
+    """Moves: an epoch supersedes another when nothing is sent on by that one."""
+
+    def handing_quiet(self, standing: Standing) -> bool:
+        return True
+
+
+class WaitsUnheard(Membership):
+    """Moves: nobody waits to give up where not all hear each other."""
+
+    def handing_all_hear(self, epoch: Epoch) -> bool:
+        return True

@@ -30,7 +30,7 @@ CASES: dict[type[Membership], tuple[str, int, int]] = {
     ablation.ListensUnconfirmed: ("stuck programming, step down", 2, 0),
     ablation.EpochAtOnce: ("a node comes back during a hold", 3, 0),
     ablation.NotByPeers: ("one-way cut, epoch", 3, 0),
-    ablation.NamedListeners: ("a node comes back", 2, 0),
+    ablation.NamedListeners: ("a node comes back", 3, 11),
     ablation.EpochOfTheDead: ("power cut, no API", 3, 0),
     ablation.NoExchange: ("epochs from a peer", 3, 0),
     ablation.GainsAtOnce: ("epochs at different times", 3, 0),
@@ -44,6 +44,11 @@ CASES: dict[type[Membership], tuple[str, int, int]] = {
     ablation.ActsUnheard: ("heartbeats filtered from the start", 2, 0),
     ablation.HoldsUnacknowledged: ("hold not heard by one", 3, 0),
     ablation.HoldsAnyway: ("hold after a crash", 3, 2),
+    ablation.GivesUpAtOnce: ("epochs at different times", 2, 0),
+    ablation.SendsNothingOn: ("epochs at different times", 2, 0),
+    ablation.OwnsAtOnce: ("epochs at different times", 2, 0),
+    ablation.Supersedes: ("epochs at different times", 3, 8),
+    ablation.WaitsUnheard: ("heartbeats filtered, epochs", 2, 0),
 }
 """For each a scenario, a number of nodes and a seed that go wrong without the clause."""
 

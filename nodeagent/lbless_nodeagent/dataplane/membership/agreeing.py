@@ -104,10 +104,12 @@ class Agreeing(Leasing):
         """Rule 12: what a former process of this incarnation had in use, it uses."""
         if standing.resumed is None or not standing.epochs:
             return
-        number, acted = standing.resumed
+        number, kept, acted = standing.resumed
         standing.resumed = None
-        if number in standing.epochs:
-            standing.in_use, standing.kernel = number, standing.kernel._replace(epoch=number)
+        # The one in use may not have come to the disk; the one that the kernel follows was there before.
+        found = next((n for n in (number, kept.epoch or 0) if n in standing.epochs), 0)
+        if found:
+            standing.in_use, standing.kernel = found, kept._replace(epoch=min(found, kept.epoch or 0))
             standing.in_use_since, standing.prior_unknown = self.now, True
         if acted:
             standing.acting, standing.sharing = self.now, True

@@ -22,7 +22,7 @@ class Handing(Acting):
         epoch = standing.present
         if epoch is None or not self.valid or not self._heirs(epoch) or self.handing_ready(standing):
             return True
-        if not self._all_hear(epoch):
+        if not self.handing_all_hear(epoch):
             return True
         sources = {move.source for move in epoch.moves} - {self.node}
         begun = any(s.in_use >= epoch.number for node, s in standing.reports.items() if node in sources)
@@ -64,7 +64,7 @@ class Handing(Acting):
             return True
         if self.now - standing.in_use_since >= PATIENT_TICKS * self.times.tick:
             return True
-        if not self._all_hear(epoch) or not all(
+        if not self.handing_all_hear(epoch) or not all(
             self.lives(one.node, one.incarnation) for one in epoch.assignments
         ):
             return True
@@ -85,7 +85,7 @@ class Handing(Acting):
         heirs = {move.destination for move in epoch.moves if move.source == self.node}
         return [p for p in map(self.peers.get, heirs) if p and not p.dead and epoch.names(*p.key)]
 
-    def _all_hear(self, epoch: Epoch) -> bool:
+    def handing_all_hear(self, epoch: Epoch) -> bool:
         """Whether this node and each living one that the epoch names hear each other."""
         recent = self.now - self.times.heard
         return all(

@@ -45,7 +45,7 @@ way were seen with 1.5 ms (`make soak` finds the last in some hundred random sch
 from __future__ import annotations
 
 from lbless_nodeagent.dataplane.membership.speaking import ANSWER_GAP, CHANGE_GAP, Speaking
-from lbless_nodeagent.dataplane.membership.state import NEVER, Standing
+from lbless_nodeagent.dataplane.membership.state import NEVER, NOTHING_KEPT, Standing
 from lbless_nodeagent.dataplane.membership.view import Condition, Memory, Turn, Use, View
 
 MAX_WANTED = 64
@@ -257,9 +257,9 @@ class Membership(Speaking):
             verdicts=tuple(peer.key for peer in self.peers.values() if peer.dead),
             holding=tuple((p.node, p.heard + p.hold) for p in self.living() if self.rule9_held(p) or p.hold),
             kernel=tuple(
-                (standing.uid, standing.kernel_epoch, standing.kernel.owns, standing.sharing)
+                (standing.uid, standing.in_use, standing.kernel, standing.sharing)
                 for standing in self.standings.values()
-                if standing.uid and (standing.kernel_epoch or standing.kernel.owns)
+                if standing.uid and (standing.in_use or standing.kernel != NOTHING_KEPT)
             ),
             held=self.held or self.returning is not None,
         )

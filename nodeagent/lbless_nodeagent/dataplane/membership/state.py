@@ -90,8 +90,9 @@ class Standing:
     """What each peer says about it, by node id."""
     prior_unknown: bool = False
     """Whether the epoch in use is a former process': whom those before it named is forgotten."""
-    resumed: tuple[int, bool] | None = None
-    """What a former process of this incarnation had in use, and whether it acted, until the epoch is learnt."""
+    resumed: tuple[int, Kept, bool] | None = None
+    """Which epoch a former process of this incarnation had in use, what its kernel did, and whether it acted, until the
+    epoch is learnt."""
 
     @property
     def kernel_epoch(self) -> int:
@@ -206,9 +207,10 @@ class State:
             if peer is not None:
                 peer.flags, peer.hold = Flag.HELD, max(0.0, until - self.now)
         self.ever_heard = bool(memory.peers)
-        for uid, number, owns, acts in memory.kernel:
-            standing = Standing(uid, clusterip_id(uid), resumed=(number, acts))
-            standing.kernel = NOTHING_KEPT._replace(owns=owns)
+        for uid, number, kept, acts in memory.kernel:
+            # Its epoch counts once the document is known again: until then nothing says what it means.
+            kernel = kept._replace(epoch=0)
+            standing = Standing(uid, clusterip_id(uid), kernel=kernel, resumed=(number, kept, acts))
             self.standings[standing.clusterip] = standing
         for key in memory.verdicts:
             peer = self.peers.get(key[0])

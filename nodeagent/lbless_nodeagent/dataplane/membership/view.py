@@ -117,7 +117,7 @@ class Memory:
     """What a successor process needs to go on as the same incarnation, while the lease in the kernel runs.
 
     `verdicts` and `peers` are (node id, incarnation); `holding` (node id, until when at most it is silent, by the
-    clock of `Membership.tick`); `kernel` is (UID, epoch in use, owns a bucket, acts). `newest` is not
+    clock of `Membership.tick`); `kernel` is (UID, epoch in use, what the kernel does, acts). `newest` is not
     membership's: the newest frame of each node, so that the successor takes no older one.
     """
 
@@ -125,6 +125,6 @@ class Memory:
     peers: tuple[tuple[bytes, int], ...] = ()
     verdicts: tuple[tuple[bytes, int], ...] = ()
     holding: tuple[tuple[bytes, float], ...] = ()
-    kernel: tuple[tuple[str, int, bool, bool], ...] = ()
+    kernel: tuple[tuple[str, int, Kept, bool], ...] = ()
     held: bool = False
     newest: tuple[Stamp, ...] = ()
