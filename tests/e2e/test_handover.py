@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
-from lab import clients
-from lab.installation import Installation
-from lab.lan import Lan
+from lab import clients, echoes, impact
+from lab.echoes import Conversation
+from lab.installation import DATAPLANE, SYNC, Installation, owner
+from lab.kernelstate import owned_buckets
 from lab.progress import Silence
+from lab.servers import ECHO_PORT
 from lbless_api import WEIGHT_ANNOTATION
 from lbless_api.clusterip import ClusterIP
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
 
 NAMES = ("n1", "n2", "n3")
+MOVES = 50
+SYNS_PER_SECOND = 200
+FEW = 60
+DRAIN_SECONDS = 3
+TAKEOVER_SECONDS = 1.0
+LOST_ONE_IN = 1000
 
 
 @pytest.fixture
-def web(lbless: Installation, vip: str) -> Iterator[ClusterIP]:
-    """A ClusterIP of which buckets move; a drain that no flow needs any more ends by itself."""
-    lbless.create("web", {"ip": vip, "drainTimeoutSeconds": 600})
+def web(lbless: Installation, vip: str, request: pytest.FixtureRequest) -> Iterator[ClusterIP]:
+    """A ClusterIP of which buckets move; its parameter is how long the former owners drain."""
+    lbless.create("web", {"ip": vip, "drainTimeoutSeconds": getattr(request, "param", 600)})
     yield lbless.wait_ready("web")
     for name in NAMES:
         weigh(lbless, name, None)
@@ -36,30 +45,117 @@ def weigh(lbless: Installation, name: str, weight: int | None) -> None:
     lbless.control_plane.patch_node(name, {"metadata": {"annotations": {WEIGHT_ANNOTATION: value}}})
 
 
-def settled(lbless: Installation) -> ClusterIP:
-    """Wait until all nodes have the newest epoch in their kernels."""
-    return lbless.wait_ready("web")
+def take_out(lbless: Installation, name: str) -> float:
+    """Move a node's share to the others; returns when its kernel took the last new flow, at the latest."""
+    before = lbless.get("web")["status"]["epoch"]
+    weigh(lbless, name, 0)
+    ip = lbless.wait_ready("web", after_epoch=before).spec.ip
+    node = next(node for node in lbless.lan.nodes if node.name == name)
+    Silence().until("the move", lambda: not owned_buckets(node, str(ip)), timeout_seconds=10)
+    return time.monotonic()
+
+
+def owned_by(web: ClusterIP, name: str, ended: Sequence[Conversation]) -> list[Conversation]:
+    """The conversations that a node had before anything moved."""
+    return [one for one in ended if owner(web, one.source, one.source_port, ECHO_PORT) == name]
 
 
 def test_fifty_moves_disturb_no_connection_no_datagram_and_no_syn(lbless: Installation, web: ClusterIP):
     draw = random.Random(7)
-    lan: Lan = lbless.lan
+    lan, ip = lbless.lan, str(web.spec.ip)
     moves = 0
-    began_epoch = web.epoch
-    with clients.asking(lan.client, str(web.spec.ip), web.spec.hash, lan.owner_of) as seen:
-        time.sleep(1)
-        while moves < 50:
+    with clients.asking(lan.client, ip, web.spec.hash, lan.owner_of, per_second=SYNS_PER_SECOND) as seen:
+        began = time.monotonic()
+        time.sleep(5)
+        moved_from = time.monotonic()
+        while moves < MOVES:
+            # Any weights: nodes leave and join, buckets go to and fro and on to a third, and often before the last
+            # move is through.
             weigh(lbless, draw.choice(NAMES), draw.choice((0, 50, 100, 200)))
-            if draw.random() < 0.7:
-                Silence().until(
-                    "the move",
-                    lambda: lbless.condition("web", "Programmed").get("status") == "True",
-                    timeout_seconds=30,
-                )
-            time.sleep(draw.uniform(0, 0.5))
-            moves = int(lbless.get("web")["status"]["epoch"]) - began_epoch
+            time.sleep(draw.choice((0, 0.05, 0.5, 1)))
+            moves = int(lbless.get("web")["status"]["epoch"]) - web.epoch
+        ended = time.monotonic()
         time.sleep(1)
     found = seen.impact()
-    print(found)
+    for what, noticed in (
+        ("without moves", seen.impact(began, moved_from)),
+        ("moves", seen.impact(moved_from, ended)),
+    ):
+        print(f"\n{what}\n{noticed}")
     print(f"{moves} epochs; the clients were late by {seen.late_seconds * 1000:.0f} ms at most")
-    assert found.faults == []
+    rows = {row.what: row for row in found.rows}
+    datagrams = [rows[impact.DATAGRAMS], rows[impact.REQUESTS]]
+    assert [fault for row in found.rows if row not in datagrams for fault in row.faults] == []
+    # One that its former owner sent on may come just when the new one has begun to take them from the segment, which
+    # has dropped the first copy: seen once in 7,000 on a busy machine.
+    assert [row.twice for row in datagrams] == [0, 0]
+    assert all(row.unanswered <= row.asked / LOST_ONE_IN for row in datagrams)
+
+
+@pytest.mark.parametrize(("web", "after"), [(DRAIN_SECONDS, DRAIN_SECONDS), (0, 0)], indirect=["web"])
+def test_what_is_left_when_the_drain_is_over_is_reset_by_the_new_owner(
+    lbless: Installation, web: ClusterIP, after: int
+):
+    own = echoes.sources(lbless.lan.client.addresses[:20], FEW)
+    with echoes.echoing(lbless.lan.client, str(web.spec.ip), ECHO_PORT, own) as seen:
+        began = time.monotonic()
+        ended = take_out(lbless, "n1")
+        time.sleep(DRAIN_SECONDS + 4)
+    left = owned_by(web, "n1", seen.ended)
+    broken = [one for one in seen.ended if one.broken]
+    assert left
+    assert {one.source_port for one in left} <= {one.source_port for one in seen.ended}
+    assert sorted(broken, key=str) == sorted(left, key=str)
+    assert {one.broken for one in broken} == {"reset"}
+    at = [one.broken_at - began for one in broken if one.broken_at]
+    print(f"{len(left)} connections, reset {min(at):.2f} to {max(at):.2f} s after the weight was set")
+    assert min(at) >= after
+    assert max(at) <= ended - began + after + 3
+
+
+def test_the_flows_of_a_node_that_dies_while_it_drains_are_reset_within_a_second(
+    lbless: Installation, web: ClusterIP
+):
+    node = lbless.lan.nodes[0]
+    own = echoes.sources(lbless.lan.client.addresses[:20], FEW)
+    try:
+        with echoes.echoing(lbless.lan.client, str(web.spec.ip), ECHO_PORT, own) as seen:
+            take_out(lbless, "n1")
+            time.sleep(1)
+            died = time.monotonic()
+            lbless.stop(DATAPLANE, node, signal.SIGKILL)
+            time.sleep(3)
+    finally:
+        lbless.start(DATAPLANE, node)
+        lbless.await_joined()
+    left = owned_by(web, "n1", seen.ended)
+    assert left
+    assert {one.broken for one in left} == {"reset"}
+    assert not [one for one in seen.ended if one.broken and one not in left]
+    after = [one.broken_at - died for one in left if one.broken_at]
+    print(f"{len(left)} connections, reset {min(after):.2f} to {max(after):.2f} s after the node died")
+    # Each is noticed with its next line.
+    assert max(after) <= TAKEOVER_SECONDS + echoes.INTERVAL_SECONDS
+
+
+@pytest.mark.parametrize("name", ["n1", "n2"], ids=["former owner", "new owner"])
+def test_a_node_without_the_api_follows_a_move_as_its_peers_tell_it(
+    lbless: Installation, web: ClusterIP, name: str
+):
+    node = next(node for node in lbless.lan.nodes if node.name == name)
+    own = echoes.sources(lbless.lan.client.addresses[:20], FEW)
+    kept: dict[str, object] = {}
+    lbless.stop(SYNC, node)
+    try:
+        with echoes.echoing(lbless.lan.client, str(web.spec.ip), ECHO_PORT, own) as seen:
+            weigh(lbless, "n1", 0)
+
+            def moved() -> bool:
+                kept.update({one.name: owned_buckets(one, str(web.spec.ip)) for one in lbless.lan.nodes})
+                return not kept["n1"] and sum(len(kept[n]) for n in ("n2", "n3")) == web.spec.hash.buckets  # type: ignore[arg-type]
+
+            Silence().until("the move", moved, timeout_seconds=10)
+            time.sleep(2)
+    finally:
+        lbless.start(SYNC, node)
+    assert [one for one in seen.ended if one.broken] == []
