@@ -101,3 +101,22 @@ def checksum(data: bytes) -> int:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
+
+
+FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
+
+
+def tcp(
+    fields: Fields, destination: IPv4Address, flags: int, sequence: int = 1, acknowledged: int = 0
+) -> bytes:
+    """A TCP header from the client with a right checksum, as conntrack asks for, and nothing in it."""
+    ports = (fields.source_port, fields.destination_port)
+    header = struct.pack("!HHLLHHHH", *ports, sequence, acknowledged, 0x5000 | flags, 64240, 0, 0)
+    pseudo = fields.source.packed + destination.packed + struct.pack("!BBH", 0, TCP, len(header))
+    return header[:16] + struct.pack("!H", checksum(pseudo + header)) + header[18:]
+
+
+def icmp(kind: int, rest: bytes) -> bytes:
+    """An ICMP message of an even number of bytes, with a right checksum; `rest` is what follows that."""
+    head = struct.pack("!BBH", kind, 0, 0)
+    return struct.pack("!BBH", kind, 0, checksum(head + rest)) + rest
