@@ -1,4 +1,4 @@
-"""What every test shares: skipping, with the reason said, where the machine cannot run a test; and who runs beside whom."""
+"""What every test shares: skipping where the machine cannot run one, with the reason said, and who runs beside whom."""
 
 import os
 from pathlib import Path
@@ -17,6 +17,7 @@ settings.load_profile("lbless")
 UNIT = Path(__file__).parent / "unit"
 
 
+@pytest.hookimpl(tryfirst=True)  # the groups are read in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that need root are skipped without it, those with guests where a machine can have none; both say so.
 
