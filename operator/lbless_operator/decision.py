@@ -358,11 +358,12 @@ def _tell(
 
 def _keep(situation: Situation, assigned: Assigned, after: Mapping[str, BucketSet]) -> str:
     """What becomes of the established connections in the buckets that move now."""
-    unable = {v.node for v in situation.verdicts if v.undrained or not v.lives}
-    begun = follow((), assigned.before, after, unable)
+    begun = follow((), assigned.before, after, {v.node for v in situation.verdicts if not v.lives})
+    # Nodes tell each other by heartbeat how far they are with a move.
+    unable = {v.node for v in situation.verdicts if v.undrained or v.seat is None}
     given_up = (had - after.get(node, BucketSet()) for node, had in situation.current.owners().items())
     timeout_seconds = situation.fact.spec.drain_timeout_seconds if situation.fact.spec else 0
-    return print_begun(begun, sum(map(len, given_up)), timeout_seconds)
+    return print_begun(begun, unable, sum(map(len, given_up)), timeout_seconds)
 
 
 def _names_others(finding: Finding, old_message: str) -> bool:
