@@ -129,12 +129,12 @@ def decide(situation: Situation) -> Decision:
 def _paced(wanted: Status, situation: Situation) -> Status:
     """The present status, where what is wanted says no more than how much is left to drain, and it is too soon."""
     current, underway = situation.current, situation.underway
-    if not wanted.moves or underway.said_seconds >= underway.pace_seconds:
+    old, new = (find(status.conditions, Type.PROGRAMMED) for status in (current, wanted))
+    if not wanted.moves or old is None or new is None or new.reason != Reason.PROGRAMMED:
         return wanted
-    old = find(current.conditions, Type.PROGRAMMED)
-    as_said = (
-        replace(c, message=old.message) if old and c.type == Type.PROGRAMMED else c for c in wanted.conditions
-    )
+    if underway.said_seconds >= underway.pace_seconds:
+        return wanted
+    as_said = (replace(c, message=old.message) if c is new else c for c in wanted.conditions)
     return current if replace(wanted, conditions=tuple(as_said)) == current else wanted
 
 

@@ -132,6 +132,13 @@ def test_flows_alone_are_written_every_ten_seconds_and_concern_nobody_in_between
     assert moving(scenario.step()) == {}
 
 
+def test_whom_a_move_waits_for_is_written_at_once():
+    scenario = Moving("a", "b", "c")
+    scenario.leave("a")
+    assert "yet by node c." in message(scenario.finish("a", "b", a=5), Type.PROGRAMMED)
+    assert condition(scenario.finish("c", a=5), Type.PROGRAMMED) == ("True", "Programmed")
+
+
 def test_what_else_changes_is_written_at_once_with_the_newest_figures():
     scenario = Moving("a", "b", "c")
     scenario.leave("a")
