@@ -129,12 +129,12 @@ def decide(situation: Situation) -> Decision:
 def _paced(wanted: Status, situation: Situation) -> Status:
     """The present status, where what is wanted says no more than how much is left to drain, and it is too soon."""
     current, underway = situation.current, situation.underway
-    if not wanted.moves or underway.said_seconds >= underway.pace_seconds:
+    old, new = (find(status.conditions, Type.PROGRAMMED) for status in (current, wanted))
+    if not wanted.moves or old is None or new is None or new.reason != Reason.PROGRAMMED:
         return wanted
-    old = find(current.conditions, Type.PROGRAMMED)
-    as_said = (
-        replace(c, message=old.message) if old and c.type == Type.PROGRAMMED else c for c in wanted.conditions
-    )
+    if underway.said_seconds >= underway.pace_seconds:
+        return wanted
+    as_said = (replace(c, message=old.message) if c is new else c for c in wanted.conditions)
     return current if replace(wanted, conditions=tuple(as_said)) == current else wanted
 
 
@@ -358,11 +358,12 @@ def _tell(
 
 def _keep(situation: Situation, assigned: Assigned, after: Mapping[str, BucketSet]) -> str:
     """What becomes of the established connections in the buckets that move now."""
-    unable = {v.node for v in situation.verdicts if v.undrained or not v.lives}
-    begun = follow((), assigned.before, after, unable)
+    begun = follow((), assigned.before, after, {v.node for v in situation.verdicts if not v.lives})
+    # Nodes tell each other by heartbeat how far they are with a move.
+    unable = {v.node for v in situation.verdicts if v.undrained or v.seat is None}
     given_up = (had - after.get(node, BucketSet()) for node, had in situation.current.owners().items())
     timeout_seconds = situation.fact.spec.drain_timeout_seconds if situation.fact.spec else 0
-    return print_begun(begun, sum(map(len, given_up)), timeout_seconds)
+    return print_begun(begun, unable, sum(map(len, given_up)), timeout_seconds)
 
 
 def _names_others(finding: Finding, old_message: str) -> bool:

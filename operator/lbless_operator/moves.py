@@ -136,14 +136,21 @@ def print_running(moves: Iterable[Move], drains: Mapping[str, int | None]) -> st
     return " ".join(said)
 
 
-def print_begun(moves: Iterable[Move], moved: int, drain_timeout_seconds: int) -> str:
-    """What becomes of the connections in the buckets of `moves`, of the `moved` ones that an Event tells of."""
-    among = count(moves)
-    if not among:
+def print_begun(
+    moves: Collection[Move], unable: Collection[str], moved: int, drain_timeout_seconds: int
+) -> str:
+    """What becomes of the connections in the buckets of `moves`, of the `moved` ones that an Event tells of.
+
+    The `unable` are nodes that can neither finish connections nor leave them to others.
+    """
+    if not moves:
         return ""
-    where = "" if among >= moved else f" in {among} of them"
     if not drain_timeout_seconds:
-        return f"Established connections{where} end, as spec.drainTimeoutSeconds is 0."
+        return "Established connections in them end, as spec.drainTimeoutSeconds is 0."
+    among = count(m for m in moves if m.source not in unable and m.destination not in unable)
+    if not among:
+        return "Established connections in them end."
+    where = "" if among >= moved else f" in {among} of them"
     return f"Established connections{where} stay where they are for up to {drain_timeout_seconds} s."
 
 

@@ -48,7 +48,8 @@ AGENTS = "/apis/lbless.dev/v1alpha1/clusteripnodes"
 
 @dataclass
 class Agent:
-    """What one node's agent says. `confirms` False: it never applies a thing; `failing`: it refuses these UIDs."""
+    """What one node's agent says. `confirms` False: it never applies a thing; `failing`: it refuses these UIDs;
+    `draining`: so many connections it still finishes of these."""
 
     node: str
     address: str
@@ -59,6 +60,7 @@ class Agent:
     segment: SegmentReport | None = None
     confirms: bool = True
     failing: dict[str, str] = field(default_factory=dict)
+    draining: dict[str, int] = field(default_factory=dict)
     renews: bool = True
     reports: bool = True
     written: dict[str, Any] | None = None
@@ -176,6 +178,11 @@ def _status(agent: Agent, expected: Mapping[str, tuple[int, str]]) -> dict[str, 
                 "message": why,
             }
             for uid, why in agent.failing.items()
+            if uid in expected
+        ],
+        "drains": [
+            {"uid": uid, "clusterIP": expected[uid][1], "buckets": "0-3", "flows": flows}
+            for uid, flows in agent.draining.items()
             if uid in expected
         ],
     }

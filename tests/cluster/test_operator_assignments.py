@@ -10,6 +10,7 @@ import itertools
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -26,6 +27,7 @@ from cluster.operatorworld import (
 from lab.controlplane import ControlPlane
 from lab.objects import Endpoint, await_later_creation
 from lbless_api.buckets import BucketSet
+from lbless_api.segment import SegmentReport
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
 
@@ -144,7 +146,7 @@ def test_an_unready_pods_node_gives_its_share_to_the_others_at_once(world: World
     assert_least_movement(before, after)
     assert sum(shares(after).values()) == 16
     note = world.wait_event("Moved", containing=f"from {c}, which has no ready pod matching app=web, to")
-    assert note.endswith("Established connections stay where they are for up to 300 s.")
+    assert note.endswith("Established connections in them end."), "without heartbeats"
 
 
 def test_without_any_ready_pod_the_assignment_stays_and_the_reason_is_counted(world: World):
@@ -201,6 +203,75 @@ def test_weights_decide_the_shares_and_weight_0_takes_the_node_out(world: World)
     world.control_plane.patch_node(a, {"metadata": {"annotations": {annotation: None}}})
     # The ideal is 62.5 and 37.5: either way round is balanced.
     until("the default weight", lambda: shares(world.get()) in ({a: 62, b: 38}, {a: 63, b: 37}))
+
+
+def test_endpoints_that_end_give_up_new_flows_unless_all_of_them_end(world: World):
+    a, b = world.nodes("a", "b")
+    plane, namespace = world.control_plane, world.namespace
+    plane.make_service(namespace, "web")
+    ready = [Endpoint("10.245.8.1", a), Endpoint("10.245.8.2", b)]
+    ending = [replace(endpoint, ending=True) for endpoint in ready]
+    plane.write_endpointslice(namespace, "web-1", "web", ready)
+    world.clusterip(workload={"serviceRef": {"name": "web"}})
+    settled(world, [a, b])
+    plane.write_endpointslice(namespace, "web-1", "web", [ready[0], ending[1]])
+    settled(world, [a])
+    plane.write_endpointslice(namespace, "web-1", "web", ending)
+    settled(world, [a, b])
+    plane.write_endpointslice(namespace, "web-1", "web", ending[1:])
+    settled(world, [b])
+
+
+def test_a_node_that_drains_is_said_to_until_its_last_connection_has_ended(world: World):
+    a, b = (world.node(short, segment=SegmentReport()) for short in "ab")
+    world.clusterip()
+    share = shares(settled(world, [a, b]))[a]
+    uid = world.get()["metadata"]["uid"]
+    world.agents.get(a).draining[uid] = 212
+    world.control_plane.patch_node(a, {"metadata": {"annotations": {"lbless.dev/weight": "0"}}})
+    running = until(
+        "the move",
+        lambda: _if(
+            world.get(), lambda c: "finishes 212 connections" in conditions(c)["Programmed"]["message"]
+        ),
+    )
+    assert conditions(running)["Programmed"]["message"].endswith(
+        f"{share} buckets move from {a} to {b}: {a} still finishes 212 connections."
+    )
+    (move,) = running["status"]["moves"]
+    assert (move["from"], move["to"]) == (a, b)
+    (assignment,) = running["status"]["assignments"]
+    assert assignment["address"] == world.agents.get(b).address.partition("/")[0]
+    table = world.control_plane.kubectl("-n", world.namespace, "get", "cip", "web").stdout.splitlines()
+    assert table[1][table[0].index("MOVING") :].split()[0] == str(share)
+    assert "stay where they are for up to 300 s" in world.wait_event("Moved", containing="has weight 0")
+    version = running["metadata"]["resourceVersion"]
+    world.agents.get(a).draining[uid] = 211
+    until("its report", lambda: world.agents.get(a).written["drains"][0]["flows"] == 211)
+    reconciled(world)
+    assert world.get()["metadata"]["resourceVersion"] == version, (
+        "connections that end one by one are no news"
+    )
+    del world.agents.get(a).draining[uid]
+    ended = until("its end", lambda: _if(world.get(), lambda c: not c["status"].get("moves")))
+    assert ended["status"]["epoch"] == running["status"]["epoch"]
+    assert "moving" not in ended["status"]
+    note = world.wait_event("MoveFinished", containing=f"{share} buckets have moved from {a} to {b}")
+    assert note.endswith("no connection is left where they were.")
+
+
+def test_a_nodes_other_address_is_written_without_a_new_epoch(world: World):
+    a, b = world.nodes("a", "b")
+    world.clusterip()
+    before = settled(world, [a, b])
+    other = world.beside(9)
+    world.agents.get(a).address = f"{other}/16"
+    after = until(
+        "the other address",
+        lambda: _if(world.get(), lambda c: other in {e.get("address") for e in c["status"]["assignments"]}),
+    )
+    assert after["status"]["epoch"] == before["status"]["epoch"]
+    assert owned(after) == owned(before)
 
 
 def test_a_weight_that_is_no_number_counts_as_the_default_and_the_node_gets_an_event(world: World):

@@ -22,7 +22,7 @@ IPTABLES = EngineReport(
 NFTABLES = EngineReport(
     "nftables",
     True,
-    capabilities=(Capability(frozenset(HashFunction), frozenset(HashMode), 4096, 1, ports=True),),
+    capabilities=(Capability(frozenset(HashFunction), frozenset(HashMode), 4096, 1, ports=True, moves=True),),
 )
 MISSING = EngineReport("nftables", False, "This kernel cannot do hashing: use another.", active=False)
 

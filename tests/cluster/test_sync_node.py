@@ -427,15 +427,15 @@ def test_what_begins_and_ceases_to_drain_is_told_at_once_and_how_much_is_left_no
     node = OwnNode(synced.name, Storage(synced.state / "desired"), lambda: None)
     node.changed(synced.node)
     stop, wake = threading.Event(), threading.Event()
-    written = reporter.Reporter(connect(str(synced.plane.kubeconfig)), node, current, wake, stop)
+    written = reporter.Reporter(connect(str(synced.control_plane.kubeconfig)), node, current, wake, stop)
     thread = threading.Thread(target=written.run, daemon=True)
     thread.start()
     try:
-        drains[:] = [Drain("u1", "default/web", BucketSet.full(85), 100)]
+        drains[:] = [Drain("u1", "default/web", BucketSet.full(85), 100_000)]
         wake.set()
-        wait_for("the first drain", lambda: left() == {"u1": 100})
+        wait_for("the first drain", lambda: left() == {"u1": 100_000})
         began, writes = time.monotonic(), written.writes
-        while left() == {"u1": 100} and time.monotonic() - began < 10:
+        while left() == {"u1": 100_000} and time.monotonic() - began < 10:
             drains[0] = replace(drains[0], flows=drains[0].flows - 1)
             wake.set()
         seconds = time.monotonic() - began

@@ -21,11 +21,12 @@ IMAGE = "lab.invalid/none:1"
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One address of an EndpointSlice and the node that it is on."""
+    """One address of an EndpointSlice and the node that it is on. `ending`: its pod is, and serves until then."""
 
     address: str
     node: str
     ready: bool = True
+    ending: bool = False
 
 
 def await_later_creation() -> None:
@@ -171,7 +172,11 @@ class Objects(ABC):
                 {
                     "addresses": [endpoint.address],
                     "nodeName": endpoint.node,
-                    "conditions": {"ready": endpoint.ready, "serving": endpoint.ready, "terminating": False},
+                    "conditions": {
+                        "ready": endpoint.ready and not endpoint.ending,
+                        "serving": endpoint.ready,
+                        "terminating": endpoint.ending,
+                    },
                 }
                 for endpoint in endpoints
             ],

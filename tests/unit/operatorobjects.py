@@ -115,7 +115,15 @@ def pod(
     )
 
 
-def endpoints(name: str, nodes: Mapping[str, bool | None], version: int = 1, *, service: str = "web") -> Seen:
+def endpoints(
+    name: str,
+    nodes: Mapping[str, bool | None],
+    version: int = 1,
+    *,
+    service: str = "web",
+    ending: str = "",
+) -> Seen:
+    """An EndpointSlice; of the nodes `ending`, each a letter, the endpoints terminate and still serve."""
     return parse(
         Kind.SLICE,
         {
@@ -124,7 +132,10 @@ def endpoints(name: str, nodes: Mapping[str, bool | None], version: int = 1, *, 
                 {
                     "nodeName": on,
                     "addresses": [f"10.0.0.{number}"],
-                    "conditions": {} if ready is None else {"ready": ready},
+                    "conditions": {
+                        **({} if ready is None else {"ready": ready}),
+                        **({"serving": True, "terminating": True} if on in ending else {}),
+                    },
                     "targetRef": {"uid": f"pod-{on}"},
                 }
                 for number, (on, ready) in enumerate(nodes.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 
 import pytest
@@ -22,6 +23,7 @@ from lbless_operator.eligibility import (
     describe,
     explain_incapable,
     explain_none,
+    explain_undrained,
     judge,
 )
 from lbless_operator.facts import NodeFact, parse_weight
@@ -65,6 +67,7 @@ def verdict(
     *,
     ready: int = 1,
     named: bool = False,
+    incarnation: int = 7,
     silent: bool = False,
     deleted: bool = False,
 ) -> Verdict:
@@ -75,7 +78,7 @@ def verdict(
         report=None if silent else said or report(),
     )
     readiness = Readiness({"n1": ready} if ready else {}, exists=True)
-    return judge(spec or spec_of(), candidate, readiness, named=named)
+    return judge(spec or spec_of(), candidate, readiness, named=named, incarnation=incarnation)
 
 
 def test_a_ready_node_with_a_fresh_agent_is_eligible_with_its_weight_and_its_interfaces_incarnation():
@@ -350,3 +353,34 @@ def test_where_no_node_is_eligible_the_engines_sentence_is_there():
         "No node is eligible, of 3 nodes: 2 have no engine that can serve it, 1 is tainted NoExecute. "
         f"Nodes a and b: {detail}"
     )
+
+
+@pytest.mark.parametrize(
+    ("known", "lives"),
+    [
+        ({"named": True}, True),
+        ({"fact": node(weight="0")}, True),
+        ({"fact": node(no_execute=("k",)), "named": True}, True),
+        ({"spec": spec_of(**PODS), "ready": 0, "named": True}, True),
+        ({"freshness": Freshness.SILENT, "named": True}, True),
+        ({"named": True, "incarnation": 6}, False),
+        ({"freshness": Freshness.SILENT, "fact": node(ready=False), "named": True}, False),
+        ({"deleted": True}, False),
+    ],
+)
+def test_who_leaves_can_finish_its_connections_unless_it_is_dead_or_began_another_life(known, lives):
+    assert verdict(**known).lives is lives
+
+
+def test_an_engine_that_keeps_no_flows_is_named_with_what_may_be_done_about_it():
+    keeps = EngineReport("nftables", True, capabilities=(replace(ABLE, moves=True),))
+    assert verdict(said=report(engines=(keeps,))).undrained == ""
+    assert verdict(said=report(engines=(EngineReport("nftables", True),))).undrained == "", "it does not say"
+    loses = replace(keeps, name="iptables", capabilities=(ABLE,))
+    found = verdict(said=report(engines=(loses,)))
+    assert found.standing is Standing.ELIGIBLE
+    assert explain_undrained([found, replace(found, node="n2"), replace(found, node="n3")], {"n1", "n2"}) == (
+        "Nodes n1 and n2: the iptables engine cannot finish connections of buckets that it gives up. "
+        "Use another engine there, or set spec.drainTimeoutSeconds to 0 if they may end."
+    )
+    assert explain_undrained([verdict()], {"n1"}) == ""

@@ -77,6 +77,13 @@ def test_an_endpoint_whose_readiness_is_not_said_counts_as_ready():
     assert {node for node, _ in fact.ready} == {"n1", "n2"}
 
 
+def test_an_endpoint_that_ends_is_not_ready_and_kept_apart_while_it_serves():
+    fact = fact_of(objects.endpoints("s", {"a": True, "b": False, "c": False}, ending="b"), SliceFact)
+    assert ({node for node, _ in fact.ready}, {node for node, _ in fact.ending}) == ({"a"}, {"b"})
+    always = fact_of(objects.endpoints("s", {"a": True}, ending="a"), SliceFact)
+    assert {node for node, _ in always.ready} == {"a"}, "as with publishNotReadyAddresses"
+
+
 def test_other_leases_are_none_of_ours():
     other = {"metadata": objects.metadata("lbless-operator", 1, "lbless-system"), "spec": {}}
     assert parse(Kind.LEASE, other).fact is None
@@ -135,7 +142,16 @@ FIELDS = (
     "ip", "mac", "hashMode", "hashFunction", "hashSeed", "buckets", "sourcePrefixLength", "interfaces", "ports",
     "sourceMAC", "nodeSelector", "workload", "weighting", "drainTimeoutSeconds",
 )  # fmt: skip
-STATUS_FIELDS = ("observedGeneration", "mac", "nodes", "epoch", "assignments", "moves", "conditions")
+STATUS_FIELDS = (
+    "observedGeneration",
+    "mac",
+    "nodes",
+    "epoch",
+    "assignments",
+    "moves",
+    "moving",
+    "conditions",
+)
 
 
 @given(

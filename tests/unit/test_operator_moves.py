@@ -202,16 +202,20 @@ def test_of_many_sources_some_are_named_and_the_others_counted():
 
 
 @pytest.mark.parametrize(
-    ("moved", "seconds", "said"),
+    ("unable", "moved", "seconds", "said"),
     [
-        (4, 300, "Established connections stay where they are for up to 300 s."),
-        (9, 300, "Established connections in 4 of them stay where they are for up to 300 s."),
-        (4, 0, "Established connections end, as spec.drainTimeoutSeconds is 0."),
+        ("", 6, 300, "Established connections stay where they are for up to 300 s."),
+        ("", 9, 300, "Established connections in 6 of them stay where they are for up to 300 s."),
+        ("a", 6, 300, "Established connections in 2 of them stay where they are for up to 300 s."),
+        ("d", 6, 300, "Established connections in 4 of them stay where they are for up to 300 s."),
+        ("ac", 6, 300, "Established connections in them end."),
+        ("", 6, 0, "Established connections in them end, as spec.drainTimeoutSeconds is 0."),
     ],
 )
-def test_what_becomes_of_connections_is_said_with_the_move(moved, seconds, said):
-    assert print_begun((move("0-3", "a", "b"),), moved, seconds) == said
-    assert print_begun((), moved, seconds) == ""
+def test_what_becomes_of_connections_is_said_with_the_move(unable, moved, seconds, said):
+    begun = (move("0-3", "a", "b"), move("4-5", "c", "d"))
+    assert print_begun(begun, unable, moved, seconds) == said
+    assert print_begun((), unable, moved, seconds) == ""
 
 
 def test_what_has_moved_is_said_with_its_time_if_that_is_known():

@@ -422,6 +422,28 @@ def test_an_assignment_that_the_api_server_lost_is_remembered():
     assert situation.current.assignments == ()
 
 
+def test_moves_that_the_api_server_lost_with_their_assignment_are_remembered():
+    move = {"buckets": "0-7", "from": "n0", "to": "n1"}
+    held = {"epoch": 3, "assignments": [{"node": "n1", "buckets": "0-15"}], "moves": [move]}
+    state = state_with(objects.clusterip(status=held))
+    state.learn(objects.clusterip(version=2, status={}), NOW)
+    situation = state.situation("shop/web", NOW.now, "")
+    assert situation is not None
+    assert [(m.source, m.destination) for m in situation.current.moves] == [("n0", "n1")]
+    assert {v.node for v in situation.verdicts} == {"n0", "n1"}, "whether a source lives is judged too"
+
+
+def test_another_address_of_a_node_is_no_other_assignment():
+    held = {"epoch": 3, "assignments": [{"node": "n1", "buckets": "0-15", "address": "192.0.2.1"}]}
+    state = state_with(objects.clusterip(status=held))
+    moved = {"epoch": 3, "assignments": [{"node": "n1", "buckets": "0-15", "address": "192.0.2.2"}]}
+    state.learn(objects.clusterip(version=2, status=moved), NOW)
+    situation = state.situation("shop/web", NOW.now, "")
+    assert situation is not None
+    assert not situation.tampered
+    assert [str(a.address) for a in situation.current.assignments] == ["192.0.2.2"]
+
+
 def test_a_recreated_clusterip_is_another_one():
     held = {"epoch": 3, "assignments": [{"node": "n1", "buckets": "0-15"}]}
     state = state_with(objects.clusterip(status=held))

@@ -87,3 +87,21 @@ def test_a_namespace_nobody_asks_for_is_forgotten():
     workloads.drop_namespace(Kind.SLICE, "a")
     workloads.follow("a/web", "a", ServiceWorkload("web"))
     assert not workloads.readiness("a/web").exists
+
+
+def test_endpoints_that_end_and_still_serve_count_only_where_none_is_ready():
+    workloads = Workloads()
+    workloads.follow("shop/web", "shop", ServiceWorkload("web"))
+
+    def ready(ending: str, **nodes: bool) -> dict[str, int]:
+        workloads.slice("shop", "s", objects.endpoints("s", nodes, ending=ending).fact)  # type: ignore[arg-type]  # a slice's fact is a SliceFact
+        return dict(workloads.readiness("shop/web").ready)
+
+    assert ready("", a=True, b=True) == {"a": 1, "b": 1}
+    assert ready("b", a=True, b=False) == {"a": 1}
+    assert ready("b", a=False, b=False) == {"b": 1}
+    assert ready("ab", a=False, b=False) == {"a": 1, "b": 1}
+    workloads.slice("shop", "other", objects.endpoints("other", {"c": True}).fact)  # type: ignore[arg-type]  # the same
+    assert ready("ab", a=False, b=False) == {"c": 1}
+    workloads.slice("shop", "other", None)
+    assert ready("", a=False, b=False) == {}
