@@ -26,7 +26,7 @@ down: $(VENV)/.ready ## Remove the lab that make demo KEEP=1 left up
 
 .PHONY: test
 test: programs guest ## Run every test; PYTEST_ARGS="-k planner -x" passes through
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: soak
 soak: programs guest ## Run the tests that take too long for every time: about an hour
