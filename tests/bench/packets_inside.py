@@ -9,8 +9,8 @@ thread's CPU clock counts sending and receiving, and neither a wait nor another 
 alone takes is measured with the same frames on a wire whose queue discards them, and subtracted.
 
 Each frame of a burst is of a flow of its own, since a few flows would find all of conntrack in the
-processor's caches, as no node's traffic does. Each filter has a namespace and a wire for itself. xt_cluster
-switches conntrack on; lbless does not, and is measured also where something else has, as kube-proxy does.
+processor's caches, as no node's traffic does. Each filter has a namespace and a wire for itself. Both switch
+conntrack on.
 """
 
 import ctypes
@@ -159,12 +159,6 @@ def by_nftables_leased(number: int) -> Counted:
     return counted
 
 
-def by_nftables_tracked(number: int) -> Counted:
-    """The same where something else has switched conntrack on."""
-    nft("table ip tracking { chain c { type filter hook input priority 0; ct state invalid drop\n }\n}")
-    return by_nftables(number)
-
-
 def by_xt_cluster(number: int) -> Counted:
     """Give it the same filter with iptables: two rules for each address."""
     match = (
@@ -263,7 +257,6 @@ def main(many: int, rounds: int) -> None:
         for name, rules in (("nftables", by_nftables), ("xt_cluster", by_xt_cluster))
         for number in (1, many)
     }
-    nodes["tracked 1"] = Node.made(1, by_nftables_tracked, bursts[1])
     nodes["leased 1"] = Node.made(1, by_nftables_leased, bursts[1])
     nodes["unfiltered 1"] = Node.made(1, by_nobody, {"owned": bursts[1]["owned"]})
     sink = generator()

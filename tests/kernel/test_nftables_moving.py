@@ -1,12 +1,14 @@
 """A bucket between two owners, on one of them: what is kept in each state, sent on, judged by its flow, answered."""
 
 import random
+import resource
 import socket
 import struct
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +31,8 @@ from lbless_nodeagent.dataplane.engine import Vip, Wanted
 from lbless_nodeagent.dataplane.ladder import LAST_MS
 from lbless_nodeagent.dataplane.moving import AT_REST, Moving
 from lbless_nodeagent.dataplane.nftables.engine import NftablesEngine
+from lbless_nodeagent.dataplane.nftables.library import Library
+from lbless_nodeagent.dataplane.nftables.netlink import Reader
 from lbless_nodeagent.dataplane.tick.renewal import Lease
 
 pytestmark = pytest.mark.root
@@ -386,3 +390,74 @@ def test_without_a_lease_nothing_is_kept_and_nothing_sent_on(
     assert engine.counters()["unleased"] == 2
     lease.close()
     engine.close()
+
+
+MANY_GROUP = HashParameters(HashFunction.JHASH, HashMode.SOURCE_IP_SOURCE_PORT, 0, 256, 32)
+
+
+def many(count: int, owned: BucketSet, moving: Moving = AT_REST) -> Wanted:
+    """So many addresses with these buckets."""
+    ips = [IPv4Address("10.80.16.0") + number for number in range(count)]
+    return Wanted({ip: make_vip(MANY_GROUP, owned, moving, ip) for ip in ips}, frozenset())
+
+
+def took_ms(engine: NftablesEngine, goal: Wanted) -> tuple[float, int]:
+    """How long it takes to apply that, and how many transactions."""
+    reader = Reader()
+    began, generation = time.perf_counter(), reader.generation()
+    engine.apply(goal)
+    took, transactions = (time.perf_counter() - began) * 1_000, reader.generation() - generation
+    reader.close()
+    return took, transactions
+
+
+def test_each_step_of_a_bucket_is_one_quick_transaction_beside_a_thousand_addresses(
+    engine: NftablesEngine, wire: Wire, monkeypatch: pytest.MonkeyPatch
+):
+    owned, one = BucketSet(range(85)), BucketSet([84])
+    goal = many(1_000, owned)
+    engine.apply(goal)
+    ip = next(iter(goal.vips))
+
+    def run_text(_: Library, text: str) -> None:
+        raise AssertionError(f"the slow way is taken for {text[:80]}")
+
+    monkeypatch.setattr(Library, "run", run_text)
+    steps = {
+        "drain": Moving(drain=one, redirect=((SECOND, one),)),
+        "redirect off": Moving(drain=one),
+        "ending": Moving(ending=one),
+        "foreign": AT_REST,
+        "standby": Moving(standby=one),
+        "fresh": Moving(fresh=one),
+        "owned": AT_REST,
+    }
+    for name, moving in steps.items():
+        vip = make_vip(MANY_GROUP, owned if name == "owned" else owned - one, moving, ip)
+        took, transactions = took_ms(engine, Wanted({**goal.vips, ip: vip}, frozenset()))
+        print(f"{name}: {took:.1f} ms")
+        assert transactions == 1
+
+
+def test_all_buckets_of_a_hundred_addresses_drain_in_few_transactions(engine: NftablesEngine, wire: Wire):
+    every, ways = BucketSet.full(256), (BucketSet(range(0, 256, 2)), BucketSet(range(1, 256, 2)))
+    engine.apply(many(100, every))
+    moving = Moving(drain=every, redirect=((SECOND, ways[0]), (THIRD, ways[1])))
+    goal = many(100, BucketSet(), moving)
+    slab, peak = slab_kib(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    took, transactions = took_ms(engine, goal)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        f"25,600 buckets: {took:.0f} ms, {transactions} transactions, {slab_kib() - slab} KiB of the kernel's"
+    )
+    print(f"memory, {after - peak} KiB of the process's")
+    assert transactions <= 1 + 100 * 4 * 256 // 9_000
+    successor = NftablesEngine()
+    assert successor.installed() == goal
+    successor.close()
+
+
+def slab_kib() -> int:
+    """What the whole kernel has in its caches of objects."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Slab:"))
