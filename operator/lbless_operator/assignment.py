@@ -139,7 +139,10 @@ def _locate(
     """Say where each node is reached: as it reported last, or else as it was."""
     former = {a.node: a.address for a in current}
     reported = {v.node: v.address for v in verdicts}
-    return tuple(replace(a, address=reported.get(a.node) or former.get(a.node)) for a in assignments)
+    return tuple(
+        Assignment(a.node, a.incarnation, a.buckets, reported.get(a.node) or former.get(a.node))
+        for a in assignments
+    )
 
 
 def _is_shared_out(
