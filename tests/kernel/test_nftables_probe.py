@@ -6,18 +6,32 @@ import stat
 import subprocess
 import sys
 from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
 from kernel.segment import nft, ruleset
+from lbless_api.buckets import BucketSet
+from lbless_api.clusterip import HashParameters
+from lbless_api.hashing import HashFunction, HashMode
 from lbless_api.node import EngineReport
+from lbless_nodeagent.dataplane.engine import Vip, Wanted
+from lbless_nodeagent.dataplane.moving import Moving
 from lbless_nodeagent.dataplane.nftables import probe
 from lbless_nodeagent.dataplane.nftables.engine import NftablesEngine
 from lbless_nodeagent.dataplane.nftables.layout import Layout
 from lbless_nodeagent.dataplane.nftables.library import LIBRARY, Library
 from lbless_nodeagent.dataplane.nftables.netlink import Reader
-from lbless_nodeagent.dataplane.nftables.probe import FEATURES, REDIRECT, WHOLE, Feature, layout, missing
+from lbless_nodeagent.dataplane.nftables.probe import (
+    FEATURES,
+    REDIRECT,
+    WHOLE,
+    Feature,
+    Trial,
+    layout,
+    missing,
+)
 
 pytestmark = pytest.mark.root
 
@@ -65,9 +79,18 @@ def test_where_packets_cannot_be_sent_on_the_engine_works_without_and_says_so(
     assert engine.probe().capabilities[0].redirect
     monkeypatch.setattr(probe, "REDIRECT", replace(REDIRECT, text=REDIRECT.text.replace("dup", "unheard_of")))
     assert layout(Library()) == Layout(redirect=False)
+    monkeypatch.setattr(probe, "trial", lambda: Trial(None, redirect=False))
     (able,) = engine.probe().capabilities
     assert able.moves
     assert not able.redirect
+    moving = Moving(drain=BucketSet([0]), redirect=((IPv4Address("10.8.0.2"), BucketSet([0])),))
+    group = HashParameters(HashFunction.JHASH, HashMode.SOURCE_IP, 0, 2, 32)
+    vip = Vip(IPv4Address("10.8.0.1"), "lo", "03:bf:0a:08:00:01", group, None, BucketSet([1]), moving=moving)
+    engine.apply(Wanted({vip.ip: vip}, frozenset()))
+    assert engine.audit()
+    unable = replace(vip, moving=replace(moving, redirect=()))
+    assert engine.installed() == Wanted({vip.ip: unable}, frozenset())
+    assert "dup to" not in ruleset()
 
 
 @pytest.mark.parametrize("program", [PROBE, APPLY], ids=["probe", "apply"])

@@ -95,10 +95,10 @@ class Reconciler:
         self._last_good = LastGood(directory / APPLIED, self._go_on)
         self._journal = JournalFile(directory, boot_id)
         self._identity = identity or IdentityFile(directory)
+        self.programming = Programming(engine, report)  # first, as it may fail and leaves nothing open
         self.links = Rtnetlink()
         self._addresses = Addresses(self.links, self._journal, self._go_on)
         self._announcements = Announcements()
-        self.programming = Programming(engine, report)
         self._leftovers = leftovers or Leftovers({})
         self._decider = (
             Decider(node, self.programming.refusal, shares.moving)

@@ -124,7 +124,7 @@ class IptablesEngine:
             _LEGACY: found["legacy"] and f"The target CLUSTERIP does not work here: {found['legacy']}",
             _CLUSTER: found["cluster"] and f"The match cluster does not work here: {found['cluster']}",
         }
-        self._unfenced = (probe.trial(probe.FENCE) or "") if self._lease else ""
+        self._unfenced = (probe.trial(probe.FENCE).missing or "") if self._lease else ""
         able = tuple(way for way, why in missing.items() if not why)
         message = " ".join(why for why in missing.values() if why)
         self._capabilities = able or (_LEGACY, _CLUSTER)

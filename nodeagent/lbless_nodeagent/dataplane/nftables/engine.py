@@ -110,15 +110,11 @@ class NftablesEngine:
 
     def probe(self) -> EngineReport:
         """Try everything that is needed, leave nothing behind, and say what is missing. Never raises."""
-        sentence = probe.trial()
-        if sentence is None:
-            try:
-                redirect = probe.layout(Library()).redirect
-            except EngineError as error:
-                return EngineReport(self.name, False, str(error))
-            self._capabilities = (replace(CAPABILITY, redirect=redirect),)
-            return EngineReport(self.name, True, capabilities=self._capabilities)
-        return EngineReport(self.name, False, sentence)
+        tried = probe.trial()
+        if tried.missing is not None:
+            return EngineReport(self.name, False, tried.missing)
+        self._capabilities = (replace(CAPABILITY, redirect=tried.redirect),)
+        return EngineReport(self.name, True, capabilities=self._capabilities)
 
     def apply(self, wanted: Wanted) -> None:
         """Bring the kernel from whatever it holds to `wanted`; see `Engine.apply`."""

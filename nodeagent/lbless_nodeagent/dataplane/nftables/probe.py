@@ -1,7 +1,8 @@
 """Whether nftables works here: each thing the engine needs, tried without being done.
 
-A program: ends with status 0 if all is there, else with MISSING and one sentence on standard output. `fence` as
-its argument: all that the lease beside another engine needs. What is tried is checked by libnftables and by
+A program: ends with status 0 if all is there, and says REDIRECTS on standard output if what can be done without is
+there too; else with MISSING and one sentence there. `fence` as its argument: all that the lease beside another engine
+needs. What is tried is checked by libnftables and by
 the kernel, in a transaction that is never committed.
 """
 
@@ -22,7 +23,7 @@ from lbless_nodeagent.dataplane.nftables.names import TABLE, Family
 from lbless_nodeagent.dataplane.nftables.netlink import Reader
 
 MISSING = 3
-FENCE = "fence"
+FENCE, REDIRECTS = "fence", "redirects"
 _SECONDS = 60
 NEEDED_KERNEL = "Linux 5.16"
 NEEDED_LIBRARY = "1.0.2"
@@ -159,8 +160,16 @@ def missing(library: Library, features: Iterable[Feature] = (*FEATURES, WHOLE)) 
     return None
 
 
-def trial(*what: str) -> str | None:
-    """Run this as a program, as some versions of libnftables answer with a crash; return one sentence or None.
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What came of it: one sentence about what is `missing`, if anything is, and whether packets can be sent on."""
+
+    missing: str | None
+    redirect: bool = False
+
+
+def trial(*what: str) -> Trial:
+    """Run this as a program, as some versions of libnftables answer with a crash.
 
     `what` is nothing for all that the nftables engine needs, or `FENCE`.
     """
@@ -168,13 +177,15 @@ def trial(*what: str) -> str | None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"nftables could not be tried: {error}."
+        return Trial(f"nftables could not be tried: {error}.")
+    said = done.stdout.strip()
     if done.returncode == 0:
-        return None
+        return Trial(None, redirect=said == REDIRECTS)
     if done.returncode == MISSING:
-        return done.stdout.strip()
+        return Trial(said)
     last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    return f"Trying nftables ended with status {done.returncode} ({last[:200]}): use another version of libnftables."
+    how = f"Trying nftables ended with status {done.returncode} ({last[:200]})"
+    return Trial(f"{how}: use another version of libnftables.")
 
 
 def main() -> int:
@@ -183,10 +194,11 @@ def main() -> int:
         Reader().close()
         library = Library()
         sentence = missing(library, (LEASE,) if sys.argv[1:] == [FENCE] else (*FEATURES, WHOLE))
-        layout(library)  # whatever comes of it: that libnftables survives it
+        redirects = sentence is None and layout(library).redirect
     except EngineError as error:
         sentence = str(error)
     if sentence is None:
+        sys.stdout.write(f"{REDIRECTS}\n" if redirects else "")
         return 0
     sys.stdout.write(sentence + "\n")
     return MISSING
