@@ -12,7 +12,7 @@ from unit.segment.world import BUCKETS, World
 
 MOVE_SECONDS = 0.06
 """A move takes some 40 ms here until nothing is sent on any more; draining takes a second."""
-POINTS = 16
+POINTS = 10
 UID = "uid-0"
 
 Interruption = Callable[[World], None]
