@@ -168,6 +168,7 @@ def test_a_namespace_that_tracks_nothing_has_no_flows(kernel: Flows) -> None:
 ENTRIES, ADDRESSES = 100_000, 100
 
 
+@pytest.mark.soak
 def test_a_hundred_thousand_foreign_flows_cost_little_more_than_the_kernel_needs_to_list_them(
     kernel: Flows,
 ) -> None:

@@ -37,7 +37,9 @@ FIRST_PORT = 20_000
 WAIT_SECONDS = 10
 
 
-@pytest.fixture(params=GROUPS, ids=lambda group: str(group.function))
+@pytest.fixture(
+    params=[GROUPS[0], pytest.param(GROUPS[1], marks=pytest.mark.soak)], ids=lambda group: str(group.function)
+)
 def two(request: pytest.FixtureRequest) -> Iterator[Pair]:
     """A client and two nodes with services, all buckets with the first."""
     with (
