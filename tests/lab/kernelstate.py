@@ -102,7 +102,7 @@ def shares(node: Host) -> dict[str, Share]:
         ports.setdefault(address, set()).add((protocol, first, last))
     buckets: dict[str, list[int]] = {}
     for name, elements in ip.items():
-        for address, number in map(_parts, elements) if name.endswith("_owned") else ():
+        for address, number in map(_parts, elements) if name.endswith(("_owned", "_fresh")) else ():
             buckets.setdefault(address, []).append(number)
     on_link = _addresses(node)
     known = {

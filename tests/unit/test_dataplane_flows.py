@@ -21,7 +21,6 @@ VIPS = [IPv4Address(f"10.80.2.{number}") for number in range(1, 4)]
 SOURCES = [IPv4Address(f"10.80.16.{number}") for number in range(1, 5)]
 NESTED = 0x8000
 GOING_ON = {
-    State.SYN_RECV,
     State.ESTABLISHED,
     State.FIN_WAIT,
     State.CLOSE_WAIT,

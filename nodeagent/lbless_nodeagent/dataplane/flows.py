@@ -81,12 +81,13 @@ class State(IntEnum):
     SYN_SENT2 = 9
 
 
-OVER = frozenset({State.NONE, State.SYN_SENT, State.SYN_SENT2, State.TIME_WAIT, State.CLOSE})
+OVER = frozenset({State.NONE, State.SYN_SENT, State.SYN_SENT2, State.SYN_RECV, State.TIME_WAIT, State.CLOSE})
 """States in which a flow needs its node no more, or not yet.
 
 CLOSE and TIME_WAIT are after its end: what still comes is answered alike by a node that knows nothing of it. SYN_SENT
 and SYN_SENT2 have no answer yet: a draining node takes no SYN, so they are the next owner's. NONE is of an entry whose
-first packet is just being looked at. SYN_RECV is no end: the client may have had its answer and be about to speak.
+first packet is just being looked at. SYN_RECV stays for a minute where the client has had no answer, or another node's;
+who has had this one's has said so long before a drain can be over.
 """
 
 
