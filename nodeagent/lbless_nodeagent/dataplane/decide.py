@@ -121,7 +121,7 @@ class Decider:
         engine_refusal: Callable[[Vip], str | None],
         moving: Callable[[str], Moving] = lambda _: AT_REST,
     ) -> None:
-        """Where `moving` says something else of a UID, its ClusterIP is another object."""
+        """`moving` is as for `decide`. Where it says something else of a UID, its ClusterIP is another object."""
         self._node = node
         self._moving = moving
         self._engine_refusal = engine_refusal

@@ -100,11 +100,8 @@ class Reconciler:
         self._addresses = Addresses(self.links, self._journal, self._go_on)
         self._announcements = Announcements()
         self._leftovers = leftovers or Leftovers({})
-        self._decider = (
-            Decider(node, self.programming.refusal, shares.moving)
-            if shares
-            else Decider(node, self.programming.refusal)
-        )
+        moving = shares.moving if shares else lambda _: AT_REST
+        self._decider = Decider(node, self.programming.refusal, moving)
         self._own = Latest(own_addresses)
         self._interfaces_of = Latest(interfaces)
         self._taken = Latest(taken)

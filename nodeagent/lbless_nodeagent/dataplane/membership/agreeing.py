@@ -118,9 +118,8 @@ class Agreeing(Leasing):
         """The newest epoch that a living peer uses and this node holds, 0 if none."""
         used = 0
         for node, report in standing.reports.items():
-            number = (
-                report.held if report.ready else report.in_use
-            )  # it may have to wait before its kernel follows
+            # Who is ready has chosen it, and may have to wait before its kernel follows.
+            number = report.held if report.ready else report.in_use
             epoch = standing.epochs.get(number)
             if number > used and epoch and not self.peers[node].dead and self.someone_lives(epoch):
                 used = number

@@ -3,7 +3,6 @@ may still be under way. Which buckets that are is `handover`'s."""
 
 from __future__ import annotations
 
-from lbless_api.heartbeat import EpochReport
 from lbless_nodeagent.dataplane.membership.acting import Acting
 from lbless_nodeagent.dataplane.membership.epoch import Epoch
 from lbless_nodeagent.dataplane.membership.state import NEVER, Peer, Standing
@@ -104,7 +103,7 @@ class Handing(Acting):
         return report.ready if report.held == epoch.number else report.in_use >= epoch.number
 
     def _is_finished(self, standing: Standing, epoch: Epoch, peer: Peer) -> bool:
-        report: EpochReport | None = standing.reports.get(peer.node)
+        report = standing.reports.get(peer.node)
         if report is None:
             return peer.complete  # it has said all, and nothing of this one
         return report.in_use >= epoch.number and not report.drains

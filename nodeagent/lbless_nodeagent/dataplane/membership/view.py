@@ -42,9 +42,9 @@ class Use:
 
     `epoch`: the one in use, 0 for none (this is what is confirmed). `document`: the epoch by which owners
     are computed; it differs from `epoch` where nodes act. `gain`: whether buckets may be added to what the
-    kernel has; losing them is always at once. `acting`: None, or the names of the nodes that share all
-    buckets among themselves. `unheard`: no peer was ever heard; if the document names this very
-    incarnation, one that acts leaves to others what it gives them.
+    kernel has; losing them is at once, but for those that move (`lose`). `acting`: None, or the names of
+    the nodes that share all buckets among themselves. `unheard`: no peer was ever heard; if the document names this
+    very incarnation, one that acts leaves to others what it gives them.
 
     Of buckets that move: `lose`, whether this node may give up what moves from it; `ready`, whether the new owners
     stand by; `settled`, whether they have gained it; `unfinished`, the nodes (ids) that may still have flows in what
