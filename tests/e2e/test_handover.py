@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from lab import clients, echoes, impact
+from lab import clients, echoes
 from lab.echoes import Conversation
 from lab.installation import DATAPLANE, SYNC, Installation, owner
 from lab.kernelstate import owned_buckets
@@ -26,7 +26,6 @@ SYNS_PER_SECOND = 200
 FEW = 60
 DRAIN_SECONDS = 3
 TAKEOVER_SECONDS = 1.0
-LOST_ONE_IN = 1000
 
 
 @pytest.fixture
@@ -60,7 +59,9 @@ def owned_by(web: ClusterIP, name: str, ended: Sequence[Conversation]) -> list[C
     return [one for one in ended if owner(web, one.source, one.source_port, ECHO_PORT) == name]
 
 
-def test_fifty_moves_break_no_connection_and_have_no_syn_sent_again(lbless: Installation, web: ClusterIP):
+def test_fifty_moves_break_no_connection_have_no_syn_sent_again_and_lose_no_datagram(
+    lbless: Installation, web: ClusterIP
+):
     draw = random.Random(7)
     lan, ip = lbless.lan, str(web.spec.ip)
     moves = 0
@@ -83,13 +84,7 @@ def test_fifty_moves_break_no_connection_and_have_no_syn_sent_again(lbless: Inst
     ):
         print(f"\n{what}\n{noticed}")
     print(f"{moves} epochs; the clients were late by {seen.late_seconds * 1000:.0f} ms at most")
-    rows = {row.what: row for row in found.rows}
-    datagrams = [rows[impact.DATAGRAMS], rows[impact.REQUESTS]]
-    assert [fault for row in found.rows if row not in datagrams for fault in row.faults] == []
-    # One that its former owner sent on may come just when the new one has begun to take them from the segment, which
-    # has dropped the first copy: seen once in 7,000 on a busy machine.
-    assert [row.twice for row in datagrams] == [0, 0]
-    assert all(row.unanswered <= row.asked / LOST_ONE_IN for row in datagrams)
+    assert [fault for row in found.rows for fault in row.faults] == []
 
 
 @pytest.mark.parametrize(("web", "after"), [(DRAIN_SECONDS, DRAIN_SECONDS), (0, 0)], indirect=["web"])

@@ -278,6 +278,47 @@ def test_each_kind_of_packet_is_kept_or_sent_on_or_dropped_by_the_state_of_its_b
     assert after["other_flow"] > counted["other_flow"]
 
 
+@pytest.mark.parametrize("group", GROUPS, ids=lambda g: f"{g.function}-{g.mode}")
+@pytest.mark.parametrize("protocol", [UDP, ICMP], ids=["datagram", "echo request"])
+def test_a_datagram_that_standby_refused_and_that_is_sent_on_when_the_bucket_is_fresh_is_kept_once(
+    group: HashParameters,
+    protocol: int,
+    engine: NftablesEngine,
+    wire: Wire,
+    host: None,
+    request: pytest.FixtureRequest,
+):
+    client = Client(wire, group, random.Random(request.node.name))
+    here, some = mac_of("eth0"), MOVING.standby
+    fields = client.fields(min(some), protocol)
+    ways = {
+        # name: to which MACs the same datagram goes in standby, then in fresh, and how often it is kept in each
+        "sent on late": ([CLUSTER_MAC], [here, here], 0, 1),
+        "sent on in time": ([CLUSTER_MAC, here], [here], 1, 0),
+        "never seen before": ([], [here, CLUSTER_MAC], 0, 1),
+        "an equal one follows": ([CLUSTER_MAC], [CLUSTER_MAC, here], 0, 1),
+    }
+    payloads = {}
+    for number, name in enumerate(ways, 1):
+        payloads[name] = icmp(8, struct.pack("!HH", number, number))
+        if protocol == UDP:
+            payloads[name] = struct.pack("!HHHH", fields.source_port, PORT, 8, number)
+    observer = Observer(BEHIND_STAGE_TWO)
+    numbers, sent = {}, 0
+    for phase, moving in enumerate((Moving(standby=some), Moving(fresh=some))):
+        engine.apply(wanted(make_vip(group, OWNED, moving)))
+        for name, way in ways.items():
+            for to in way[phase]:
+                sent += 1
+                numbers[sent] = (name, phase)
+                client.send(fields, payloads[name], sent, to=to)
+        observer.await_arrival(sent)
+    kept = [numbers[number] for _, number in observer.kept()]
+    assert {(name, phase): kept.count((name, phase)) for name in ways for phase in (0, 1)} == {
+        (name, phase): way[2 + phase] for name, way in ways.items() for phase in (0, 1)
+    }
+
+
 def test_an_address_at_rest_is_not_judged_by_flows(
     engine: NftablesEngine, wire: Wire, host: None, request: pytest.FixtureRequest
 ):

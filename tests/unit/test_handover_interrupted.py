@@ -105,10 +105,6 @@ UNSERVED_SECONDS = {
     # Its process may be needed for the next step.
     former_owner_is_replaced: 0.3,
     new_owner_is_replaced: 0.3,
-    # The next epoch may come into use where it is not known yet that the former owner has just given up.
-    it_goes_back: 0.005,
-    it_goes_on: 0.005,
-    it_goes_back_and_only_the_new_owner_is_told: 0.005,
 }
 """For how long nobody takes new flows, at most; 0 where it is not said."""
 

@@ -78,7 +78,7 @@ Bucket = tuple[IPv4Address, HashParameters, int]
 
 def states(model: Model, buckets: Iterable[Bucket]) -> dict[Bucket, State]:
     """What the rules make of each bucket."""
-    judged_addresses = {text.split(" : ")[0].split(" . ")[1] for text in model.get((Family.IP, "judged"), ())}
+    judged_addresses = {text.split(" : ")[0] for text in model.get((Family.IP, "judged"), ())}
     moving = model.get((Family.IP, MOVING), set())
     ways = {
         (name, *text.split(" : "))[:2]: text.split(" : ")[1]

@@ -288,7 +288,7 @@ def _kept(followed: _Followed, has: Share) -> Kept:
     """What the kernel does by an order where it has come to `has`."""
     order, moving = followed.order, has.moving
     return Kept(
-        epoch=followed.epoch if has.taking.issubset(order.mine) else None,
+        epoch=followed.epoch if order.lose and has.taking.issubset(order.mine) else None,
         owns=bool(has.taking),
         ready=followed.epoch if (order.mine & order.arriving).issubset(has.taking | moving.standby) else 0,
         gained=order.gain and order.mine.issubset(has.taking),

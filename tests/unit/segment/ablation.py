@@ -440,6 +440,20 @@ class Supersedes(Membership):
         return True
 
 
+class BeginsSuperseded(Membership):
+    """Moves: who holds a newer epoch begins no move of the one in use."""
+
+    def handing_superseded(self, standing: Standing) -> bool:
+        return False
+
+
+class ShowsAtOnce(Membership):
+    """Moves: while any are under way no newer epoch is shown."""
+
+    def handing_shown(self, standing: Standing) -> int:
+        return standing.newest.number if standing.newest else 0
+
+
 class WaitsUnheard(Membership):
     """Moves: nobody waits to give up where not all hear each other."""
 

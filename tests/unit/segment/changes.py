@@ -23,6 +23,17 @@ def epochs(world: World) -> float:
     return began
 
 
+def epochs_upon_each_other(world: World) -> float:
+    """Each epoch supersedes the one before it at some point of its moves."""
+    began = world.now
+    for _ in range(12):
+        for uid in world.uids:
+            shares = {name: world.random.choice((0.01, 1, 2)) for name in world.nodes}
+            world.assign(uid, shares, spread=0.004)
+        world.run(world.random.uniform(0.001, 0.05))
+    return began
+
+
 def _hold(world: World, node: Node, away: float) -> None:
     node.stop(Intent.HOLD)
 

@@ -47,7 +47,9 @@ CASES: dict[type[Membership], tuple[str, int, int]] = {
     ablation.GivesUpAtOnce: ("epochs at different times", 2, 0),
     ablation.SendsNothingOn: ("epochs at different times", 2, 0),
     ablation.OwnsAtOnce: ("epochs at different times", 2, 0),
-    ablation.Supersedes: ("epochs at different times", 3, 8),
+    ablation.Supersedes: ("epochs upon each other", 3, 16),
+    ablation.BeginsSuperseded: ("epochs upon each other", 3, 14),
+    ablation.ShowsAtOnce: ("epochs upon each other", 3, 5),
     ablation.WaitsUnheard: ("heartbeats filtered, epochs", 2, 0),
 }
 """For each a scenario, a number of nodes and a seed that go wrong without the clause."""

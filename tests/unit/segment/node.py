@@ -167,8 +167,10 @@ class Node:
         known = self.documents.setdefault(epoch.uid, {})
         if epoch.number not in known:
             known[epoch.number] = epoch
+            use = self.view.use.get(epoch.uid)
             for number in sorted(known)[:-8]:
-                del known[number]
+                if use is None or number != use.document:
+                    del known[number]
             life = self.life
             self.world.after(0.0005, lambda: self._learn(epoch, life))
 
@@ -298,7 +300,7 @@ class Node:
                 self._note_abandoned(uid, present, wanted)
             moving = wanted.moving
             if use:
-                lost = wanted.taking.issubset(order.mine)
+                lost = order.lose and wanted.taking.issubset(order.mine)
                 gained = order.gain and order.mine.issubset(wanted.taking)
                 ready = (order.mine & order.arriving).issubset(wanted.taking | moving.standby)
                 drains = bool(moving.drain | moving.ending | (moving.standby - order.mine))

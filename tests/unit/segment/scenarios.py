@@ -120,6 +120,7 @@ SCENARIOS = (
     Scenario("power cut, API", faults.power_cut_with_api, 0, 1.0),
     Scenario("the acting node dies", faults.acting_node_dies, 0, 1.15, nodes=(3, 5)),
     Scenario("epochs at different times", changes.epochs, 0, 0, newest=True, finishes=True),
+    Scenario("epochs upon each other", changes.epochs_upon_each_other, 0, 0, newest=True, finishes=True),
     Scenario("epochs from a peer", changes.epochs_from_a_peer, 0, 0, newest=True, finishes=True),
     Scenario("epoch spreads, crash", changes.epochs_and_crash, 0, 0.85),
     Scenario("epochs, late programming", changes.programming_late, 0, 1.0, newest=True, finishes=True),

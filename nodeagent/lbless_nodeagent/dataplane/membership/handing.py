@@ -19,15 +19,36 @@ class Handing(Acting):
     def handing_lose(self, standing: Standing) -> bool:
         """Whether what moves from this node may be given up by the epoch in use."""
         epoch = standing.present
-        if epoch is None or not self.valid or not self._heirs(epoch) or self.handing_ready(standing):
+        if epoch is None or not self.valid or not self._heirs(epoch):
             return True
-        if not self.handing_all_hear(epoch):
+        if standing.giving_up == epoch.number or not self.handing_all_hear(epoch):
             return True
         sources = {move.source for move in epoch.moves} - {self.node}
         begun = any(s.in_use >= epoch.number for node, s in standing.reports.items() if node in sources)
         hurried = begun or not all(self.lives(one.node, one.incarnation) for one in epoch.assignments)
         ticks = HURRIED_TICKS if hurried else PATIENT_TICKS
-        return self.now - standing.in_use_since >= ticks * self.times.tick
+        if self.now - standing.in_use_since >= ticks * self.times.tick:
+            return True
+        return self.handing_ready(standing) and (hurried or not self.handing_superseded(standing))
+
+    def handing_leaves(self, standing: Standing) -> bool:
+        """Whether anything moves from this node to a living one by the epoch in use."""
+        epoch = standing.present
+        return epoch is not None and bool(self._heirs(epoch))
+
+    def handing_superseded(self, standing: Standing) -> bool:
+        """Whether a newer epoch is held: then no move of the one in use is begun any more. The newer one comes into
+        use as soon as all have shown that they hold it, and this node that it has given nothing up."""
+        newest = standing.newest
+        return newest is not None and newest.number > standing.in_use
+
+    def handing_shown(self, standing: Standing) -> int:
+        """The epoch that this node shows as its newest, 0 for none. None newer than the one in use while moves of that
+        are under way, as far as this node knows: the peers would take it into use amid them."""
+        newest = standing.newest
+        if newest is None:
+            return 0
+        return newest.number if self.handing_quiet(standing) else standing.in_use
 
     def handing_ready(self, standing: Standing) -> bool:
         """Whether all that live of those to whom buckets move from this node stand by, and there are such."""
@@ -68,7 +89,7 @@ class Handing(Acting):
         ):
             return True
         number, kernel = epoch.number, standing.kernel
-        follows = {self.node: kernel.epoch == number}
+        follows = {self.node: number in (kernel.epoch, standing.giving_up)}
         through = {self.node: kernel.epoch == number and kernel.gained and not kernel.sends}
         for peer in self.living():
             said = standing.reports.get(peer.node)
@@ -97,10 +118,10 @@ class Handing(Acting):
         report = standing.reports.get(peer.node)
         if report is None:
             return False
-        if report.gained and report.in_use >= epoch.number:
+        if standing.ready.get(peer.node, 0) >= epoch.number:
             return True
-        # A report has one bit for it, about the newest epoch held.
-        return report.ready if report.held == epoch.number else report.in_use >= epoch.number
+        # It follows this epoch: it stands by, unless it says that it does not yet.
+        return report.in_use >= epoch.number and (report.gained or report.held > epoch.number)
 
     def _is_finished(self, standing: Standing, epoch: Epoch, peer: Peer) -> bool:
         report = standing.reports.get(peer.node)

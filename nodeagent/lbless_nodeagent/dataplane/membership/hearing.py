@@ -100,6 +100,7 @@ class Hearing(State):
         if former is not None:
             for standing in self.standings.values():
                 standing.reports.pop(node, None)
+                standing.ready.pop(node, None)
             self.events.append(
                 f"{self.call(node)} has a new incarnation, {incarnation}: the former one is dead."
             )
@@ -144,6 +145,8 @@ class Hearing(State):
         peer.digest ^= (known.mark() if known else 0) ^ report.mark()
         if report.held:
             standing.reports[peer.node] = report
+            if report.ready:
+                standing.ready[peer.node] = report.held
         else:
             standing.reports.pop(peer.node, None)
         self.dirty.add(report.clusterip)

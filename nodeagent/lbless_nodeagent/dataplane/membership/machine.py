@@ -143,13 +143,15 @@ class Membership(Speaking):
             self.report(standing)
 
     def _time_decides(self, standing: Standing) -> bool:
-        """Whether time alone may change something: rules 9 and 10 wait for so long, rule 2 for 60 s."""
+        """Whether time alone may change something: rules 9 and 10 wait for so long, rule 2 for 60 s, and moves."""
         if (standing.vacant is not None and not standing.sharing) or (
             standing.in_use and not (standing.use.gain and standing.use.lose)
         ):
             return True
         newest = standing.newest
-        return not self.ever_heard and newest is not None and newest.number > standing.in_use
+        if newest is None or newest.number <= standing.in_use:
+            return False
+        return not self.ever_heard or not self.handing_quiet(standing)
 
     def rule9_use(self, standing: Standing) -> Use:
         """How the ClusterIP is to be followed by rules 8 to 10."""
@@ -160,11 +162,14 @@ class Membership(Speaking):
             return Use(standing.in_use, standing.newest.number, gain, acting, unheard=not self.ever_heard)
         if not standing.in_use:
             return Use()
+        lose = self.handing_lose(standing)
+        if lose and self.handing_leaves(standing):
+            standing.giving_up = standing.in_use
         return Use(
             standing.in_use,
             standing.in_use,
             self.rule9_gain(standing),
-            lose=self.handing_lose(standing),
+            lose=lose,
             ready=self.handing_ready(standing),
             settled=self.handing_settled(standing),
             unfinished=self.handing_unfinished(standing),

@@ -45,15 +45,16 @@ class Speaking(Stopping):
     def report(self, standing: Standing) -> None:
         """Note what the peers are to know of a ClusterIP."""
         newest, present = standing.newest, standing.present
+        held = self.handing_shown(standing)
         me = (self.node, self.incarnation)
         said = EpochReport(
             clusterip=standing.clusterip,
-            held=newest.number if newest else 0,
+            held=held,
             in_use=standing.kernel_epoch,
             owns=standing.kernel.owns,
             named=any(epoch is not None and epoch.names(*me) for epoch in (newest, present)),
             acting=standing.acting is not None,
-            ready=newest is not None and standing.kernel.ready == newest.number,
+            ready=held > 0 and standing.kernel.ready == held,
             gained=standing.kernel.gained,
             sends=standing.kernel.sends,
             drains=standing.kernel.drains,

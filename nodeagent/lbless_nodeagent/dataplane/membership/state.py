@@ -80,6 +80,8 @@ class Standing:
     """Whom the epochs before it named: they may still have buckets by one of those."""
     kernel: Kept = NOTHING_KEPT
     """What the kernel does; its `epoch` is never None."""
+    giving_up: int = 0
+    """The newest epoch in use by which this node was free to give up what moves from it."""
     vacant: float | None = None
     """Since when this node could act if it heard of no one who does (rule 10)."""
     acting: float | None = None
@@ -88,6 +90,9 @@ class Standing:
     use: Use = NOT_FOLLOWED
     reports: dict[bytes, EpochReport] = field(default_factory=dict)
     """What each peer says about it, by node id."""
+    ready: dict[bytes, int] = field(default_factory=dict)
+    """The newest epoch for which each peer has said that it stands by, by node id: its reports say it of the newest one
+    that it holds, and it stands by until it uses another."""
     prior_unknown: bool = False
     """Whether the epoch in use is a former process': whom those before it named is forgotten."""
     resumed: tuple[int, Kept, bool] | None = None

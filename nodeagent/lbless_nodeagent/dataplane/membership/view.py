@@ -63,10 +63,10 @@ class Use:
 
 
 class Kept(NamedTuple):
-    """What the kernel does of a ClusterIP. `epoch`: the newest `Use.epoch` by which it has lost all that it must,
-    None: as told before; `owns`: it takes new flows in any bucket; `ready`: the epoch for which it stands by, 0 for
-    none; `gained`: it has all that is its own by `epoch`; `sends`: it still sends on what it gave up; `drains`: it
-    still keeps flows there."""
+    """What the kernel does of a ClusterIP. `epoch`: the newest `Use.epoch` by which it was free to lose all that it
+    must and has, None: as told before; `owns`: it takes new flows in any bucket; `ready`: the epoch for which it
+    stands by, 0 for none; `gained`: it has all that is its own by `epoch`; `sends`: it still sends on what it gave up;
+    `drains`: it still keeps flows there."""
 
     epoch: int | None
     owns: bool

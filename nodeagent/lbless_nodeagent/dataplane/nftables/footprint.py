@@ -59,15 +59,15 @@ Redirects = tuple[tuple[IPv4Address, BucketSet], ...]
 class Footprint:
     """The elements of one address.
 
-    `entries` are pairs of the interface and the chain that its packets go to, `judged` the same for the second
-    stage, `answers` the chains for its answers to SYNs; `arp_interfaces` the interfaces on which ARP for it is
+    `entries` are pairs of the interface and the chain that its packets go to, `judged` the chains of the second
+    stage, `answers` those for its answers to SYNs; `arp_interfaces` the interfaces on which ARP for it is
     answered. An address that is `shared` without an entry is dropped everywhere. No set of `buckets` and none of
     `redirects` is empty; where `moving` is false, only those that are owned count.
     """
 
     shared: bool = False
     entries: frozenset[tuple[str, str]] = frozenset()
-    judged: frozenset[tuple[str, str]] = frozenset()
+    judged: frozenset[str] = frozenset()
     answers: frozenset[str] = frozenset()
     ports: frozenset[PortRange] = frozenset()
     buckets: Mapping[tuple[Role, HashParameters], BucketSet] = field(default_factory=dict)
@@ -93,7 +93,7 @@ def footprint(vip: Vip, *, redirect: bool = True) -> Footprint:
     return Footprint(
         shared=True,
         entries=frozenset({(vip.interface, entry_chain(vip.hash, with_ports=vip.ports is not None))}),
-        judged=frozenset({(vip.interface, judged_chain(vip.hash))}),
+        judged=frozenset({judged_chain(vip.hash)}),
         answers=frozenset({answers_chain(vip.hash)}),
         ports=frozenset(vip.ports or ()),
         buckets=_buckets(vip),
@@ -151,7 +151,7 @@ def elements(ip: IPv4Address, found: Footprint) -> dict[SetName, frozenset[str]]
     return {
         _IP_SHARED: frozenset({text} if found.shared else ()),
         _IP_VIPS: frozenset(f'"{i}" . {text} : goto {chain}' for i, chain in found.entries),
-        _IP_JUDGED: frozenset(f'"{i}" . {text} : goto {chain}' for i, chain in found.judged),
+        _IP_JUDGED: frozenset(f"{text} : goto {chain}" for chain in found.judged),
         _IP_ANSWERS: frozenset(f"{text} : goto {chain}" for chain in found.answers),
         _IP_PORTS: frozenset(ports),
         _IP_PORT_RANGES: frozenset(ranges),

@@ -18,6 +18,7 @@ from lbless_nodeagent.dataplane.nftables.names import (
     JUDGED,
     LOCAL_SOURCES,
     MOVING,
+    REFUSED,
     Role,
     answers_chain,
     bucket_set,
@@ -34,8 +35,14 @@ _OPENS_NOT = "tcp flags & (fin | syn | rst | ack) != syn"
 MOST_MOVING = 16_384
 """Addresses of which something moves at a time. With a size, which takes 256 KiB, the kernel looks twice as quickly."""
 
+_DATAGRAM = "ip saddr . ip daddr . @th,0,64"
+"""What tells datagrams from each other: with UDP ports, length and checksum; with ICMP checksum and sequence."""
+_MOST_REFUSED = 65_536
+_REFUSED_FOR = "500ms"
+
 STRUCTURE = f""" set {MOVING} {{ type ipv4_addr; size {MOST_MOVING}; }}
- map {JUDGED} {{ type ifname . ipv4_addr : verdict; }}
+ set {REFUSED} {{ typeof {_DATAGRAM}; size {_MOST_REFUSED}; flags dynamic,timeout; timeout {_REFUSED_FOR}; }}
+ map {JUDGED} {{ type ipv4_addr : verdict; }}
  map {ANSWERS} {{ type ipv4_addr : verdict; }}
  counter sent_on {{ }}
  counter taken_in {{ }}
@@ -44,13 +51,21 @@ STRUCTURE = f""" set {MOVING} {{ type ipv4_addr; size {MOST_MOVING}; }}
  counter unanswered {{ }}
  chain standby {{
   {_OPENS_NOT} goto keep
+  meta pkttype host delete @{REFUSED} {{ {_DATAGRAM} }}
   meta pkttype host counter name taken_in goto keep
+  meta l4proto != tcp update @{REFUSED} {{ {_DATAGRAM} }}
   {FOREIGN}
  }}
  chain fresh {{
   meta l4proto tcp goto keep
+  {_DATAGRAM} @{REFUSED} goto fresh_refused
   meta pkttype != host goto keep
   {FOREIGN}
+ }}
+ chain fresh_refused {{
+  delete @{REFUSED} {{ {_DATAGRAM} }}
+  meta pkttype host counter name taken_in
+  goto keep
  }}
  chain judge {{
   ct state established,related accept
@@ -58,8 +73,13 @@ STRUCTURE = f""" set {MOVING} {{ type ipv4_addr; size {MOST_MOVING}; }}
   {_OPENS} accept
   counter name other_flow drop
  }}
+ chain judge_shared {{
+  iifname "lo" accept
+  ip saddr @{LOCAL_SOURCES} accept
+  ip daddr vmap @{JUDGED}
+ }}
  chain judging {{ type filter hook prerouting priority -190; policy accept;
-  ip daddr @{MOVING} iifname . ip daddr vmap @{JUDGED}
+  ip daddr @{MOVING} goto judge_shared
  }}
  chain answer {{
   oifname "lo" accept
@@ -69,11 +89,13 @@ STRUCTURE = f""" set {MOVING} {{ type ipv4_addr; size {MOST_MOVING}; }}
  chain answering {{ type filter hook postrouting priority 300; policy accept;
   tcp flags & (syn | ack) == (syn | ack) ip saddr @{MOVING} goto answer
  }}"""
-# standby, fresh: a flow opens on one node only, since a frame is either multicast or for one host.
+# standby, fresh: a flow opens on one node only, since a frame is either multicast or for one host. A datagram whose
+# multicast frame came in standby and is refused may be sent on by the former owner and come when the bucket is fresh:
+# then that copy is taken. If another one that is equal to it comes in a multicast frame first, it is forgotten.
 # judge: what is not tracked (NOTRACK) cannot be told by its flow, and dropping it would end it. A SYN was sorted
 # by the first stage. A mid-flow packet of another node's flow leaves no conntrack entry when it is dropped.
-# judging: behind conntrack (-200). Only what came in by the address's own interface: what this host or its pods
-# send there is theirs, whatever its bucket.
+# judging: behind conntrack (-200). Only what clients sent: what this host or its pods send there is theirs, whatever
+# its bucket. Neither map of verdicts has interfaces, so that one that is renamed changes nothing of them.
 # answering: behind source translation (100), so that the answer comes from the shared address again. Half open
 # where the bucket was: were it answered from there, too, when its SYN comes again, the client would see two flows.
 

@@ -20,7 +20,7 @@ class Family(StrEnum):
 
 SHARED, VIPS, PORTS, PORT_RANGES = "shared", "vips", "ports", "port_ranges"
 LOCAL_SOURCES, MACS, SOURCE_MACS, SEAL = "local_sources", "macs", "source_macs", "seal"
-MOVING, JUDGED, ANSWERS = "moving", "judged", "answers"
+MOVING, REFUSED, JUDGED, ANSWERS = "moving", "refused", "judged", "answers"
 LEASE = "lease"
 
 

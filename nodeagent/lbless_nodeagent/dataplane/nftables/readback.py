@@ -190,7 +190,7 @@ class _Found:
 
     shared: set[IPv4Address] = field(default_factory=set)
     entries: dict[IPv4Address, set[tuple[str, str]]] = field(default_factory=lambda: defaultdict(set))
-    judged: dict[IPv4Address, set[tuple[str, str]]] = field(default_factory=lambda: defaultdict(set))
+    judged: dict[IPv4Address, str] = field(default_factory=dict)
     answers: dict[IPv4Address, str] = field(default_factory=dict)
     ports: dict[IPv4Address, set[PortRange]] = field(default_factory=lambda: defaultdict(set))
     buckets: dict[IPv4Address, dict[tuple[Role, HashParameters], BucketSet]] = field(
@@ -231,7 +231,7 @@ class _Found:
             ip: Footprint(
                 shared=ip in self.shared,
                 entries=frozenset(self.entries.get(ip, ())),
-                judged=frozenset(self.judged.get(ip, ())),
+                judged=frozenset({self.judged[ip]} if ip in self.judged else ()),
                 answers=frozenset({self.answers[ip]} if ip in self.answers else ()),
                 ports=frozenset(self.ports.get(ip, ())),
                 buckets=self.buckets.get(ip, {}),
@@ -259,8 +259,7 @@ def _read_elements(reader: Reader, family: Family, structure: Structure, found: 
         found.shared |= {IPv4Address(e.key) for e in each(SHARED)}
         for e in each(VIPS):
             found.entries[IPv4Address(e.key[16:20])].add((_interface(e.key[:16]), _goto(e, group_of_entry)))
-        for e in each(JUDGED):
-            found.judged[IPv4Address(e.key[16:20])].add((_interface(e.key[:16]), _goto(e, group_of_judged)))
+        found.judged |= {IPv4Address(e.key): _goto(e, group_of_judged) for e in each(JUDGED)}
         found.answers |= {IPv4Address(e.key): _goto(e, group_of_answers) for e in each(ANSWERS)}
         found.moving |= {IPv4Address(e.key) for e in each(MOVING)}
         for e in (*each(PORTS), *each(PORT_RANGES)):
