@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONPATH := tests
+TWO_LANES := --numprocesses 2 --dist loadgroup
 
 .PHONY: help
 help: ## List the targets
@@ -26,7 +27,7 @@ down: $(VENV)/.ready ## Remove the lab that make demo KEEP=1 left up
 
 .PHONY: test
 test: programs guest ## Run every test; PYTEST_ARGS="-k planner -x" passes through
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(or $(PYTEST_ARGS),$(TWO_LANES))
 
 .PHONY: soak
 soak: programs guest ## Run the tests that take too long for every time: about an hour

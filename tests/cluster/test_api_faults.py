@@ -19,6 +19,7 @@ from lbless_operator.watches import RETRY_SECONDS
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
 
 
+@pytest.mark.soak
 def test_connections_that_went_silent_half_open_delay_what_was_deleted_by_80_s_at_most(scene: Scene) -> None:
     epoch, _ = scene.assignment()
     # The worst time: just after a round of LISTs. These, writes and the renewal of the Lease have each left
