@@ -295,7 +295,8 @@ def _undrained(spec: Spec, report: NodeStatus | None) -> str:
     engine = active_engine(report.engines) if report else None
     if engine is None or not engine.capabilities or keeps_flows(engine.capabilities, demand(spec)):
         return ""
-    return f"the {engine.name} engine cannot finish connections of buckets that it gives up."
+    why = shorten(engine.message.rstrip("."), MAX_DETAIL)
+    return f"the {engine.name} engine cannot finish connections of buckets that it gives up{': ' * bool(why)}{why}."
 
 
 def is_selected(spec: Spec, node: NodeFact) -> bool:

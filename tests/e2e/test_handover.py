@@ -26,6 +26,9 @@ SYNS_PER_SECOND = 200
 FEW = 60
 DRAIN_SECONDS = 3
 TAKEOVER_SECONDS = 1.0
+NODES_PATH = "/apis/lbless.dev/v1alpha1/clusteripnodes"
+LOOK_SECONDS = 45
+"""A node looks at its settings every 30 s."""
 
 
 @pytest.fixture
@@ -59,22 +62,26 @@ def owned_by(web: ClusterIP, name: str, ended: Sequence[Conversation]) -> list[C
     return [one for one in ended if owner(web, one.source, one.source_port, ECHO_PORT) == name]
 
 
+def move_again_and_again(lbless: Installation, web: ClusterIP) -> int:
+    """Give nodes any weights until so many epochs have gone by: they leave and join, buckets go to and fro and on to a
+    third, and often before the last move is through. Returns how many epochs it were."""
+    draw, moves = random.Random(7), 0
+    while moves < MOVES:
+        weigh(lbless, draw.choice(NAMES), draw.choice((0, 50, 100, 200)))
+        time.sleep(draw.choice((0, 0.05, 0.5, 1)))
+        moves = int(lbless.get("web")["status"]["epoch"]) - web.epoch
+    return moves
+
+
 def test_fifty_moves_break_no_connection_have_no_syn_sent_again_and_lose_no_datagram(
     lbless: Installation, web: ClusterIP
 ):
-    draw = random.Random(7)
     lan, ip = lbless.lan, str(web.spec.ip)
-    moves = 0
     with clients.asking(lan.client, ip, web.spec.hash, lan.owner_of, per_second=SYNS_PER_SECOND) as seen:
         began = time.monotonic()
         time.sleep(5)  # a span, to compare with
         moved_from = time.monotonic()
-        while moves < MOVES:
-            # Any weights: nodes leave and join, buckets go to and fro and on to a third, and often before the last
-            # move is through.
-            weigh(lbless, draw.choice(NAMES), draw.choice((0, 50, 100, 200)))
-            time.sleep(draw.choice((0, 0.05, 0.5, 1)))
-            moves = int(lbless.get("web")["status"]["epoch"]) - web.epoch
+        moves = move_again_and_again(lbless, web)
         ended = time.monotonic()
         time.sleep(1)  # a span, for what the last move may have harmed
     found = seen.impact()
@@ -85,6 +92,63 @@ def test_fifty_moves_break_no_connection_have_no_syn_sent_again_and_lose_no_data
         print(f"\n{what}\n{noticed}")
     print(f"{moves} epochs; the clients were late by {seen.late_seconds * 1000:.0f} ms at most")
     assert [fault for row in found.rows for fault in row.faults] == []
+
+
+@pytest.fixture
+def unredirected(lbless: Installation) -> Iterator[None]:
+    """No node sends on what it takes no more."""
+    usual = lbless.dataplane_arguments
+
+    def restart(arguments: tuple[str, ...]) -> None:
+        lbless.dataplane_arguments = arguments
+        for node in lbless.nodes:
+            lbless.stop(DATAPLANE, node)
+            lbless.start(DATAPLANE, node)
+        lbless.await_joined()
+
+    restart((*usual, "--no-redirect"))
+    yield
+    restart(usual)
+
+
+def test_fifty_moves_without_a_redirect_break_nothing_and_answer_nothing_twice(
+    lbless: Installation, unredirected: None, web: ClusterIP
+):
+    lan, ip = lbless.lan, str(web.spec.ip)
+    (engine,) = lbless.control_plane.api("GET", f"{NODES_PATH}/n1")["status"]["engines"]
+    assert not any(capability.get("redirect") for capability in engine["capabilities"])
+    with clients.asking(lan.client, ip, web.spec.hash, lan.owner_of, per_second=SYNS_PER_SECOND) as seen:
+        moves = move_again_and_again(lbless, web)
+        time.sleep(1)  # a span, for what the last move may have harmed
+    found = seen.impact()
+    print(f"{found}\n{moves} epochs; the clients were late by {seen.late_seconds * 1000:.0f} ms at most")
+    assert {(row.twice, row.broken) for row in found.rows} == {(0, 0)}
+
+
+def test_a_node_whose_connection_tracking_is_liberal_finishes_nothing_and_both_say_what_to_do(
+    lbless: Installation, web: ClusterIP
+):
+    node, setting = lbless.lan.nodes[0], "net.netfilter.nf_conntrack_tcp_be_liberal"
+    own = echoes.sources(lbless.lan.client.addresses[:20], FEW)
+
+    def degraded() -> bool:
+        conditions = {c["type"]: c for c in lbless.get("web")["status"]["conditions"]}
+        message = conditions["Degraded"]["message"]
+        return conditions["Degraded"]["reason"] == "NoDrain" and f"{setting} is 1" in message
+
+    node.run(["sysctl", "-q", "-w", f"{setting}=1"])
+    try:
+        Silence().until("the condition", degraded, timeout_seconds=LOOK_SECONDS)
+        with echoes.echoing(lbless.lan.client, str(web.spec.ip), ECHO_PORT, own) as seen:
+            take_out(lbless, "n1")
+            time.sleep(2)  # a span: nothing of the others may break
+    finally:
+        node.run(["sysctl", "-q", "-w", f"{setting}=0"])
+    left = owned_by(web, "n1", seen.ended)
+    assert left
+    assert sorted((one for one in seen.ended if one.broken), key=str) == sorted(left, key=str)
+    assert {one.broken for one in left} == {"reset"}
+    Silence().until("all well again", lambda: not degraded(), timeout_seconds=LOOK_SECONDS)
 
 
 @pytest.mark.parametrize(("web", "after"), [(DRAIN_SECONDS, DRAIN_SECONDS), (0, 0)], indirect=["web"])

@@ -167,6 +167,26 @@ def test_the_end_of_a_drain_ends_what_is_left_at_once_and_disturbs_nothing_else(
     assert new.broken(["n1", "n2"]) == kept.broken(["n1", "n2"]) == []
 
 
+TCP_REPAIR = 19
+
+
+def test_a_client_that_forgot_its_connection_and_uses_its_port_again_is_served_by_the_new_owner(two: Pair):
+    client, first, second = two.lan.client, two.first, two.second
+    sources = two.flows(SOME, TCP_PORT, 20, from_port=FIRST_PORT)
+    with Capture(client, vip=two.address) as frames, entered(client.namespace):
+        for made in [connect(two, source) for source in sources]:
+            assert made.recv(1000).startswith(b'{"node": "n1')
+            made.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+            made.close()  # without a word to n1, which keeps the connection
+        two.move(first, second, SOME, redirect=True)
+        for made in [connect(two, source) for source in sources]:
+            assert made.recv(1000).startswith(b'{"node": "n2')
+            made.sendall(b"and on\n")
+            assert made.recv(1000).startswith(b'{"node": "n2')
+            made.close()
+    assert frames.resets() == []
+
+
 def connect(two: Pair, source: tuple[str, int]) -> socket.socket:
     made = socket.socket()
     made.settimeout(WAIT_SECONDS)

@@ -383,4 +383,11 @@ def test_an_engine_that_keeps_no_flows_is_named_with_what_may_be_done_about_it()
         "Nodes n1 and n2: the iptables engine cannot finish connections of buckets that it gives up. "
         "Use another engine there, or set spec.drainTimeoutSeconds to 0 if they may end."
     )
+    told = verdict(
+        said=report(engines=(replace(loses, message="nf_conntrack_tcp_be_liberal is 1: set it to 0."),))
+    )
+    assert told.undrained == (
+        "the iptables engine cannot finish connections of buckets that it gives up: "
+        "nf_conntrack_tcp_be_liberal is 1: set it to 0."
+    )
     assert explain_undrained([verdict()], {"n1"}) == ""

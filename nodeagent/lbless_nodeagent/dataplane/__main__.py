@@ -82,6 +82,12 @@ def _parser() -> argparse.ArgumentParser:
         help=f"how packets are filtered; {AUTO} is the first of {', '.join(ENGINES)} that works here",
     )
     parser.add_argument(
+        "--no-redirect",
+        action="store_true",
+        help="send no packet of a moving bucket on to its new owner: for switches that refuse a client's source "
+        "address from a node's port; a move then has a gap of some milliseconds, which a new connection may meet",
+    )
+    parser.add_argument(
         "--wait",
         action="store_true",
         help="where another one serves the state directory, wait for its end and take over from it",
@@ -175,7 +181,7 @@ def _reconciler(
             tick = TickProcess(Begin(options.node, times, keys.keys, options.realtime)) if keys else None
             if tick:
                 ends.callback(tick.close)
-            choice = choose(options.engine, engines(lease=keys is not None))
+            choice = choose(options.engine, engines(lease=keys is not None, redirect=not options.no_redirect))
             ends.callback(choice.engine.close)
             ends.callback(os.close, _lock(directory / ".dataplane.lock", stop if options.wait else None))
             if tick:  # before the lock is let go of

@@ -20,10 +20,10 @@ _LOG = logging.getLogger(__name__)
 Constructors = Mapping[str, Callable[[], Engine]]
 
 
-def _nftables(*, lease: bool) -> Engine:
+def _nftables(*, lease: bool, redirect: bool) -> Engine:
     from lbless_nodeagent.dataplane.nftables.engine import NftablesEngine  # noqa: PLC0415 - loads libnftables
 
-    return NftablesEngine(lease=lease)
+    return NftablesEngine(lease=lease, redirect=redirect)
 
 
 def _iptables(*, lease: bool) -> Engine:
@@ -32,12 +32,16 @@ def _iptables(*, lease: bool) -> Engine:
     return IptablesEngine(lease=lease)
 
 
-def engines(*, lease: bool) -> Constructors:
-    """All there are by name, the preferred one first. `lease`: they keep no packet on an interface without one.
+def engines(*, lease: bool, redirect: bool = True) -> Constructors:
+    """All there are by name, the preferred one first. `lease`: they keep no packet on an interface without one;
+    `redirect`: what can send on packets of buckets that move does.
 
     A constructor opens nothing and never fails: what is missing is said by the engine's `probe`.
     """
-    return {"nftables": partial(_nftables, lease=lease), "iptables": partial(_iptables, lease=lease)}
+    return {
+        "nftables": partial(_nftables, lease=lease, redirect=redirect),
+        "iptables": partial(_iptables, lease=lease),
+    }
 
 
 ENGINES: Constructors = engines(lease=False)

@@ -163,8 +163,10 @@ class Loop:
             if self._keys and self._keys.problem:
                 problem = f"{self._keys.problem} The keys that were read last stay in use."
                 outcome = replace(outcome, problems=(problem, *outcome.problems))
-        programming = self._reconciler.programming
-        self._reporter.report(outcome, programming.report, programming.counters(), self._reconciler.repairs)
+        reconciler = self._reconciler
+        self._reporter.report(
+            outcome, reconciler.report, reconciler.programming.counters(), reconciler.repairs
+        )
 
     def _wait(self, deadline: float) -> bool:
         """Wait for a change until `deadline`, then for the end of its burst; return whether one came."""

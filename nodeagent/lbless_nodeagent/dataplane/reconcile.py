@@ -125,6 +125,15 @@ class Reconciler:
         self._addresses.adopt(self._held_places(self._orphans, self._addresses.network.links))
 
     @property
+    def report(self) -> EngineReport:
+        """The engine's, without what the node's settings forbid it."""
+        report = self.programming.report
+        if not self._liberal:
+            return report
+        unable = tuple(replace(one, moves=False, redirect=False) for one in report.capabilities)
+        return replace(report, message=report.message or self._liberal, capabilities=unable)
+
+    @property
     def repairs(self) -> Mapping[str, int]:
         """How often what was done had to be done again, because somebody else undid it, by what it was."""
         return {**self._repairs, "rules": self.programming.repairs}

@@ -44,7 +44,7 @@ _ATTEMPTS = 3
 class _Connection:
     """What the engine talks through. The monitor is older than anything that is read."""
 
-    def __init__(self, *, lease: bool) -> None:
+    def __init__(self, *, lease: bool, redirect: bool) -> None:
         """Raises EngineError where nftables or the permission is missing."""
         with ExitStack() as opened:
             # First, as it fails with a sentence where libnftables would end the process.
@@ -55,7 +55,8 @@ class _Connection:
             self.batch = Batch()
             opened.callback(self.batch.close)
             self.library = Library()
-            self.layout = replace(probe.layout(self.library), lease=lease)
+            layout = probe.layout(self.library)
+            self.layout = replace(layout, lease=lease, redirect=redirect and layout.redirect)
             self._opened = opened.pop_all()
 
     def close(self) -> None:
@@ -67,10 +68,13 @@ class NftablesEngine:
 
     name = "nftables"
 
-    def __init__(self, max_elements: int = MAX_ELEMENTS, *, lease: bool = False) -> None:
-        """`max_elements` is how many elements a transaction may have. `lease`: an interface needs one."""
+    def __init__(
+        self, max_elements: int = MAX_ELEMENTS, *, lease: bool = False, redirect: bool = True
+    ) -> None:
+        """`max_elements` is how many elements a transaction may have. `lease`: an interface needs one; `redirect`:
+        packets of buckets that move are sent on, where the kernel can."""
         self._max_elements = max_elements
-        self._lease = lease
+        self._lease, self._redirect = lease, redirect
         self._capabilities = (CAPABILITY,)
         self._connection: _Connection | None = None
         self._held: Held | None = None  # what the kernel holds, unless in doubt; None: not known
@@ -113,7 +117,7 @@ class NftablesEngine:
         tried = probe.trial()
         if tried.missing is not None:
             return EngineReport(self.name, False, tried.missing)
-        self._capabilities = (replace(CAPABILITY, redirect=tried.redirect),)
+        self._capabilities = (replace(CAPABILITY, redirect=self._redirect and tried.redirect),)
         return EngineReport(self.name, True, capabilities=self._capabilities)
 
     def apply(self, wanted: Wanted) -> None:
@@ -188,7 +192,7 @@ class NftablesEngine:
 
     def _connect(self) -> _Connection:
         if self._connection is None:
-            self._connection = _Connection(lease=self._lease)
+            self._connection = _Connection(lease=self._lease, redirect=self._redirect)
         return self._connection
 
     def _check(self, wanted: Wanted) -> None:
