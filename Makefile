@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONPATH := tests
-TWO_LANES := --numprocesses 2 --dist loadgroup
+TWO_LANES := --numprocesses 2
 
 .PHONY: help
 help: ## List the targets
@@ -45,7 +45,7 @@ bench: programs ## Measure speed and memory against their limits; BENCH_ARGS="pl
 	@$(BIN)/python -m bench $(BENCH_ARGS)
 
 .PHONY: programs
-programs: system $(VENV)/.ready ## Find or build etcd, kube-apiserver, kube-controller-manager and kubectl
+programs: system $(VENV)/.ready ## Find or build etcd and the programs of Kubernetes
 	@$(BIN)/python -m lab.programs
 
 .PHONY: guest

@@ -1,10 +1,10 @@
 """What every test shares: skipping, with the reason said, where the machine cannot run a test."""
 
 import os
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 from lab import guestimage
 
@@ -31,7 +31,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that need root are skipped without it, those with guests where a machine can have none; both say so."""
     without_guests = guestimage.unavailable()
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(lane(item)))
         markers = {marker.name for marker in item.iter_markers()}
         if os.geteuid() != 0 and markers & {"root", "apiserver", "guest"}:
             item.add_marker(pytest.mark.skip(reason="needs root: network namespaces, nftables"))
@@ -39,13 +38,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=without_guests))
 
 
-def lane(item: pytest.Item) -> str:
+def lane(nodeid: str) -> str:
     """The lane of a test, by its file."""
-    inside = item.path.relative_to(Path(__file__).parent).as_posix()
-    return "background" if inside.startswith(BACKGROUND) else "foreground"
+    return "background" if nodeid.removeprefix("tests/").startswith(BACKGROUND) else "foreground"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
+    """Each lane has a worker of its own."""
+
+    class Lanes(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return lane(nodeid)
+
+    return Lanes(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A worker has one lane, and with it one niceness, which what it starts inherits."""
-    if "PYTEST_XDIST_WORKER" in os.environ and lane(item) == "background":
+    if "PYTEST_XDIST_WORKER" in os.environ and lane(item.nodeid) == "background":
         os.nice(max(0, BACKGROUND_NICENESS - os.nice(0)))

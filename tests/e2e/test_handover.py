@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import random
 import signal
 import time
 from collections.abc import Iterator, Sequence
 
 import pytest
 
-from lab import clients, echoes
+from e2e.moving import NAMES, move_again_and_again, weigh
+from lab import clients, echoes, impact, takers
 from lab.echoes import Conversation
 from lab.installation import DATAPLANE, SYNC, Installation, owner
 from lab.kernelstate import owned_buckets
 from lab.progress import Silence
 from lab.servers import ECHO_PORT
-from lbless_api import WEIGHT_ANNOTATION
 from lbless_api.clusterip import ClusterIP
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
 
-NAMES = ("n1", "n2", "n3")
-MOVES = 50
 SYNS_PER_SECOND = 200
 FEW = 60
 DRAIN_SECONDS = 3
@@ -41,12 +38,6 @@ def web(lbless: Installation, vip: str, request: pytest.FixtureRequest) -> Itera
     lbless.delete("web")
 
 
-def weigh(lbless: Installation, name: str, weight: int | None) -> None:
-    """Give a node another weight; 0 takes it out."""
-    value = None if weight is None else str(weight)
-    lbless.control_plane.patch_node(name, {"metadata": {"annotations": {WEIGHT_ANNOTATION: value}}})
-
-
 def take_out(lbless: Installation, name: str) -> float:
     """Move a node's share to the others; returns when its kernel took the last new flow, at the latest."""
     before = lbless.get("web")["status"]["epoch"]
@@ -60,17 +51,6 @@ def take_out(lbless: Installation, name: str) -> float:
 def owned_by(web: ClusterIP, name: str, ended: Sequence[Conversation]) -> list[Conversation]:
     """The conversations that a node had before anything moved."""
     return [one for one in ended if owner(web, one.source, one.source_port, ECHO_PORT) == name]
-
-
-def move_again_and_again(lbless: Installation, web: ClusterIP) -> int:
-    """Give nodes any weights until so many epochs have gone by: they leave and join, buckets go to and fro and on to a
-    third, and often before the last move is through. Returns how many epochs it were."""
-    draw, moves = random.Random(7), 0
-    while moves < MOVES:
-        weigh(lbless, draw.choice(NAMES), draw.choice((0, 50, 100, 200)))
-        time.sleep(draw.choice((0, 0.05, 0.5, 1)))
-        moves = int(lbless.get("web")["status"]["epoch"]) - web.epoch
-    return moves
 
 
 def test_fifty_moves_break_no_connection_have_no_syn_sent_again_and_lose_no_datagram(
@@ -117,10 +97,16 @@ def test_fifty_moves_without_a_redirect_break_nothing_and_answer_nothing_twice(
     lan, ip = lbless.lan, str(web.spec.ip)
     (engine,) = lbless.control_plane.api("GET", f"{NODES_PATH}/n1")["status"]["engines"]
     assert not any(capability.get("redirect") for capability in engine["capabilities"])
-    with clients.asking(lan.client, ip, web.spec.hash, lan.owner_of, per_second=SYNS_PER_SECOND) as seen:
+    with (
+        clients.asking(lan.client, ip, web.spec.hash, lan.owner_of, per_second=SYNS_PER_SECOND) as seen,
+        takers.watching(lan.nodes, ip) as watched,
+    ):
         moves = move_again_and_again(lbless, web)
         time.sleep(1)  # a span, for what the last move may have harmed
     found = seen.impact()
+    gaps = [gap.seconds for gap in watched.gaps()]
+    spread = [(impact.quantile(gaps, part) or 0) * 1000 for part in (0.5, 0.99, 1)]
+    print(f"{len(gaps)} gaps, in ms: median {spread[0]:.1f}, p99 {spread[1]:.1f}, worst {spread[2]:.1f}")
     print(f"{found}\n{moves} epochs; the clients were late by {seen.late_seconds * 1000:.0f} ms at most")
     assert {(row.twice, row.broken) for row in found.rows} == {(0, 0)}
 
@@ -148,7 +134,12 @@ def test_a_node_whose_connection_tracking_is_liberal_finishes_nothing_and_both_s
     assert left
     assert sorted((one for one in seen.ended if one.broken), key=str) == sorted(left, key=str)
     assert {one.broken for one in left} == {"reset"}
-    Silence().until("all well again", lambda: not degraded(), timeout_seconds=LOOK_SECONDS)
+
+    def well() -> bool:
+        status = lbless.control_plane.api("GET", f"{NODES_PATH}/n1")["status"]
+        return all(one["status"] == "True" for one in status["conditions"] if one["type"] == "Ready")
+
+    Silence().until("n1 to be well again", well, timeout_seconds=LOOK_SECONDS)
 
 
 @pytest.mark.parametrize(("web", "after"), [(DRAIN_SECONDS, DRAIN_SECONDS), (0, 0)], indirect=["web"])

@@ -158,16 +158,33 @@ class Objects(ABC):
         body = {"metadata": {"name": name}, "spec": spec}
         return self.api("POST", f"/api/v1/namespaces/{namespace}/services", body)
 
-    def write_endpointslice(
-        self, namespace: str, name: str, service: str, endpoints: Sequence[Endpoint], *, port: int = 80
+    def make_load_balancer(
+        self, namespace: str, name: str, address: str, ports: Sequence[Object], *, policy: str = "Local"
     ) -> Object:
-        """Create or replace an EndpointSlice of a Service without a selector."""
+        """Create a Service that is reached at an address from outside, without a selector; `policy` is its
+        externalTrafficPolicy."""
+        path = f"/api/v1/namespaces/{namespace}/services"
+        spec = {"type": "LoadBalancer", "ports": list(ports), "externalTrafficPolicy": policy}
+        self.api("POST", path, {"metadata": {"name": name}, "spec": spec})
+        return self._patch_status(f"{path}/{name}", {"loadBalancer": {"ingress": [{"ip": address}]}})
+
+    def write_endpointslice(
+        self,
+        namespace: str,
+        name: str,
+        service: str,
+        endpoints: Sequence[Endpoint],
+        *,
+        port: int = 80,
+        ports: Sequence[Object] = (),
+    ) -> Object:
+        """Create or replace an EndpointSlice of a Service without a selector; it has the one port, or `ports`."""
         body = {
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
             "metadata": {"name": name, "labels": {"kubernetes.io/service-name": service}},
             "addressType": "IPv4",
-            "ports": [{"name": "main", "port": port, "protocol": "TCP"}],
+            "ports": list(ports) or [{"name": "main", "port": port, "protocol": "TCP"}],
             "endpoints": [
                 {
                     "addresses": [endpoint.address],

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from lab import gobuild
@@ -48,7 +48,7 @@ PROGRAMS = (
     Program("etcd", ETCD, "go.etcd.io/etcd/server/v3", ("--version",), OLDEST_ETCD),
     *(
         Program(name, KUBERNETES, f"k8s.io/kubernetes/cmd/{name}", ("--version",), OLDEST_KUBERNETES)
-        for name in ("kube-apiserver", "kube-controller-manager")
+        for name in ("kube-apiserver", "kube-controller-manager", "kube-proxy")
     ),
     Program(
         "kubectl", KUBERNETES, "k8s.io/kubernetes/cmd/kubectl", ("version", "--client"), OLDEST_KUBERNETES
@@ -63,6 +63,7 @@ class Programs:
     etcd: Path
     kube_apiserver: Path
     kube_controller_manager: Path
+    kube_proxy: Path
     kubectl: Path
 
 
@@ -86,6 +87,7 @@ def find(progress: Progress | None = None) -> Programs:
         etcd=found["etcd"],
         kube_apiserver=found["kube-apiserver"],
         kube_controller_manager=found["kube-controller-manager"],
+        kube_proxy=found["kube-proxy"],
         kubectl=found["kubectl"],
     )
 
@@ -200,7 +202,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("stopped; what was built so far stays in the cache", file=sys.stderr)
         return 130
-    for path in (programs.etcd, programs.kube_apiserver, programs.kube_controller_manager, programs.kubectl):
+    for path in astuple(programs):
         print(path)
     return 0
 

@@ -41,6 +41,9 @@ _SETTLE_AT_MOST_SECONDS = 0.02
 _PAUSE_AT_MOST_SECONDS = 0.05
 """A pass that followed the last one without a rest is followed by one of its own length, at most of this:
 endless changes leave half a core, and a single one is answered at once."""
+_SHORT_PASS_SECONDS = 0.01
+"""After one that was as short as that the rest ends with news from membership: each step of a move waits for the one
+before, and new connections wait with it where nothing is sent on."""
 
 
 class StopSignal:
@@ -117,9 +120,19 @@ class Loop:
                     audit_at = now + THOROUGH_SECONDS
                 outcome = self._pass(thorough=thorough, audit=audit)
                 took, rested = time.monotonic() - now, now - idle_since
-                time.sleep(min(_PAUSE_AT_MOST_SECONDS, max(0.0, took - rested)))
+                self._rest(min(_PAUSE_AT_MOST_SECONDS, took - rested), short=took <= _SHORT_PASS_SECONDS)
             else:
                 self._report(outcome)
+
+    def _rest(self, seconds: float, *, short: bool) -> None:
+        if seconds <= 0:
+            return
+        if short and self._ports:
+            news = select.poll()
+            news.register(self._ports.fileno(), select.POLLIN)
+            news.poll(seconds * 1000)
+        else:
+            time.sleep(seconds)
 
     def _report_seconds(self) -> float:
         return REPORT_SECONDS if self._ends_at is None else _STOPPING_SECONDS

@@ -1,0 +1,30 @@
+"""Moves of a ClusterIP's buckets as users make them: by the weights of nodes."""
+
+from __future__ import annotations
+
+import random
+import time
+
+from lab.installation import Installation
+from lbless_api import WEIGHT_ANNOTATION
+from lbless_api.clusterip import ClusterIP
+
+NAMES = ("n1", "n2", "n3")
+MOVES = 50
+
+
+def weigh(lbless: Installation, name: str, weight: int | None) -> None:
+    """Give a node another weight; 0 takes it out."""
+    value = None if weight is None else str(weight)
+    lbless.control_plane.patch_node(name, {"metadata": {"annotations": {WEIGHT_ANNOTATION: value}}})
+
+
+def move_again_and_again(lbless: Installation, web: ClusterIP) -> int:
+    """Give nodes any weights until so many epochs have gone by: they leave and join, buckets go to and fro and on to a
+    third, and often before the last move is through. Returns how many epochs it were."""
+    draw, moves = random.Random(7), 0
+    while moves < MOVES:
+        weigh(lbless, draw.choice(NAMES), draw.choice((0, 50, 100, 200)))
+        time.sleep(draw.choice((0, 0.05, 0.5, 1)))
+        moves = int(lbless.get("web")["status"]["epoch"]) - web.epoch
+    return moves
