@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -112,9 +113,13 @@ class SyncedNode:
 
     @property
     def desired(self) -> dict[str, dict[str, Any]]:
-        """The files of desired/ that name a ClusterIP, by its name."""
-        documents = [json.loads(p.read_text()) for p in (self.state / "desired").glob("[!.]*.json")]
-        return {document["metadata"]["name"]: document for document in documents}
+        """The files of desired/ that name a ClusterIP, by its name; not one that is removed just now."""
+        found = {}
+        for path in (self.state / "desired").glob("[!.]*.json"):
+            with contextlib.suppress(FileNotFoundError):
+                document = json.loads(path.read_text())
+                found[document["metadata"]["name"]] = document
+        return found
 
     @property
     def complete(self) -> bool:
