@@ -18,8 +18,6 @@ from lbless_nodeagent import files
 from lbless_nodeagent.sync.storage import Storage
 
 LOOK_SECONDS = 1.0
-RETRY_CAP_SECONDS = 30.0
-"""Only for what fails although the disk takes other files: whatever the disk refuses is tried when it does not."""
 _PAGE_BYTES = 4096
 
 _log = logging.getLogger("lbless.sync")
@@ -47,7 +45,8 @@ class Upkeep:
         self._on_change = on_change
         self._stop = stop
         self._logged = ""
-        self._backoff = Backoff(cap_seconds=RETRY_CAP_SECONDS)
+        # Only for what fails although the disk takes other files: what the disk refuses is tried when it does not.
+        self._backoff = Backoff()
         self._due = 0.0
 
     def run(self) -> None:
