@@ -92,6 +92,9 @@ class Handing(Acting):
         follows = {self.node: number in (kernel.epoch, standing.giving_up)}
         through = {self.node: kernel.epoch == number and kernel.gained and not kernel.sends}
         for peer in self.living():
+            named = epoch.names(*peer.key) or peer.key in standing.prior or standing.prior_unknown
+            if not named:  # an incarnation that has come since, and has none of these buckets
+                continue
             said = standing.reports.get(peer.node)
             follows[peer.node] = said is not None and said.in_use >= number
             through[peer.node] = follows[peer.node] and bool(said and said.gained and not said.sends)
