@@ -22,7 +22,8 @@ class Moving:
     - `fresh`: gained, while the former owner still finishes its flows. TCP is kept if it opens a flow or is of this
       node's own; datagrams and echo requests if they came in a multicast frame; all else is left to the former owner.
     - `drain`: given up. TCP of flows that this node has in connection tracking is kept, but never a SYN; answers to
-      SYNs are stopped. What is not kept is sent on to the node of `redirect`, or dropped where that has none.
+      SYNs are stopped, unless these are sent on. What is not kept is sent on to the node of `redirect`, or dropped
+      where that has none.
     - `ending`: drained. As foreign, but what had passed the first stage as `drain` still finds its second stage.
 
     `redirect` is sorted, and its buckets are among `drain`: the node address of each new owner, with what goes to it.

@@ -96,7 +96,7 @@ def footprint(vip: Vip, *, redirect: bool = True) -> Footprint:
         judged=frozenset({judged_chain(vip.hash)}),
         answers=frozenset({answers_chain(vip.hash)}),
         ports=frozenset(vip.ports or ()),
-        buckets=_buckets(vip),
+        buckets=_buckets(vip, redirect=redirect),
         moving=moving,
         redirects={vip.hash: vip.moving.redirect} if redirect and vip.moving.redirect else {},
         arp_shared=True,
@@ -106,15 +106,16 @@ def footprint(vip: Vip, *, redirect: bool = True) -> Footprint:
     )
 
 
-def _buckets(vip: Vip) -> dict[tuple[Role, HashParameters], BucketSet]:
+def _buckets(vip: Vip, *, redirect: bool) -> dict[tuple[Role, HashParameters], BucketSet]:
     if vip.moving is AT_REST:
         return {(Role.OWNED, vip.hash): vip.owned} if vip.owned else {}
+    sent_on = BucketSet(b for _, buckets in vip.moving.redirect for b in buckets) if redirect else BucketSet()
     all_of_them = {
         Role.OWNED: vip.owned,
         Role.STANDBY: vip.moving.standby,
         Role.FRESH: vip.moving.fresh,
         Role.DRAIN: vip.moving.drain,
-        Role.LEAVING: vip.moving.drain | vip.moving.ending,
+        Role.LEAVING: (vip.moving.drain - sent_on) | vip.moving.ending,
     }
     return {(role, vip.hash): buckets for role, buckets in all_of_them.items() if buckets}
 

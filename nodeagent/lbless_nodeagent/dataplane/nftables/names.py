@@ -28,7 +28,8 @@ class Role(StrEnum):
     """What one of a group's sets of buckets is for, and how its name ends.
 
     A bucket that drains is in two: in `DRAIN` its packets are still kept, and in `LEAVING` answers to SYNs are
-    stopped, as they are for one that has drained, until nothing is under way any more.
+    stopped, as they are for one that has drained, until nothing is under way any more. Not while its SYNs are sent on,
+    for some milliseconds: one that came just before may be answered just after.
     """
 
     OWNED = "owned"
