@@ -18,6 +18,10 @@ settings.load_profile("lbless")
 BACKGROUND = (
     "unit/",
     "guest/",
+    "cluster/test_crds",
+    "cluster/test_edge",
+    "cluster/test_lab",
+    "cluster/test_sync",
     "kernel/test_engine",
     "kernel/test_hash",
     "kernel/test_iptables",

@@ -25,7 +25,7 @@ HOLD_SECONDS = 2.0
 WORST_SECONDS_AT = {100: WORST_SECONDS, 50: 0.55}
 """The same by the pace of heartbeats, in ms."""
 DEFAULT_TICK_MS = 100
-TRIALS, TRIALS_WITH_API, SOAK_TRIALS = 3, 1, 20
+TRIALS, SOAK_TRIALS = 3, 20
 API, NO_API = "up", "stopped"
 
 STEADY = (
@@ -77,7 +77,7 @@ def check(trial: Trial, worst_seconds: float) -> None:
 def test_each_bucket_of_a_node_that_fails_has_its_new_owner_within_a_second_and_nobody_else_notices(
     place: Site, first: Fault[Site], others: Fault[Site]
 ) -> None:
-    for number in range(TRIALS if place.by_hand else TRIALS_WITH_API):
+    for number in range(TRIALS):
         check(strike(place, others if number else first, number), WORST_SECONDS)
 
 
