@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import HashParameters, SourceMAC
 from lbless_nodeagent.dataplane.engine import Wanted
-from lbless_nodeagent.dataplane.nftables.footprint import elements, footprint, vip
+from lbless_nodeagent.dataplane.nftables.footprint import ABSENT, changed_elements, footprint, vip
 from lbless_nodeagent.dataplane.nftables.layout import Layout
 from lbless_nodeagent.dataplane.nftables.names import MOVING, Family, Role, bucket_set, redirect_map
 from lbless_nodeagent.dataplane.nftables.transactions import NOTHING_HELD, Held, target, transactions
@@ -28,7 +28,7 @@ def model_of(held: Held) -> Model:
     """Elements by family and set."""
     found: Model = defaultdict(set)
     for ip, mark in held.footprints.items():
-        for name, texts in elements(ip, mark).items():
+        for name, _, texts in changed_elements(ip, ABSENT, mark):
             found[name.family, name.name] |= texts
         for (role, group), buckets in mark.buckets.items():
             found[Family.IP, bucket_set(group, role)] |= {f"{ip} . {bucket}" for bucket in buckets}
@@ -140,7 +140,7 @@ def test_every_state_is_reached_from_every_other_and_each_piece_is_harmless(
                     assert found in [
                         sorted(texts)
                         for one in known
-                        for where, texts in elements(ip, footprint(one)).items()
+                        for where, _, texts in changed_elements(ip, ABSENT, footprint(one))
                         if where.name == name and where.family is Family.IP
                     ]
     assert {key: texts for key, texts in model.items() if texts} == model_of(goal)

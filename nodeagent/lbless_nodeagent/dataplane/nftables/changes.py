@@ -13,7 +13,7 @@ from ipaddress import IPv4Address
 
 from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import HashParameters
-from lbless_nodeagent.dataplane.nftables.footprint import Footprint, Redirects, SetName, elements
+from lbless_nodeagent.dataplane.nftables.footprint import Footprint, Redirects, SetName, changed_elements
 from lbless_nodeagent.dataplane.nftables.names import (
     ANSWERS,
     JUDGED,
@@ -89,11 +89,9 @@ class Changes:
 
     def gather(self, ip: IPv4Address, old: Footprint, wanted: Footprint) -> None:
         """Add what leads an address from one footprint to another."""
-        old_elements, new_elements = elements(ip, old), elements(ip, wanted)
-        for name, present in old_elements.items():
-            if present != new_elements[name]:
-                self._put("delete", name, None, sorted(present - new_elements[name]))
-                self._put("add", name, None, sorted(new_elements[name] - present))
+        for name, present, goal in changed_elements(ip, old, wanted):
+            self._put("delete", name, None, sorted(present - goal))
+            self._put("add", name, None, sorted(goal - present))
         packed = ip.packed
         for role, group in old.buckets.keys() | wanted.buckets.keys():
             before = old.buckets.get((role, group), _EMPTY)
@@ -104,12 +102,12 @@ class Changes:
         if old.moving != wanted.moving:
             self._put("add" if wanted.moving else "delete", _MOVING, None, [packed])
         for group in old.redirects.keys() | wanted.redirects.keys():
-            there, goal = (
+            there, to_be = (
                 _by_bucket(old.redirects.get(group, ())),
                 _by_bucket(wanted.redirects.get(group, ())),
             )
-            gone = [packed + _NUMBERS[b] for b, to in there.items() if goal.get(b) != to]
-            new = [packed + _NUMBERS[b] + to.packed for b, to in goal.items() if there.get(b) != to]
+            gone = [packed + _NUMBERS[b] for b, to in there.items() if to_be.get(b) != to]
+            new = [packed + _NUMBERS[b] + to.packed for b, to in to_be.items() if there.get(b) != to]
             self._put("delete", _REDIRECT, group, gone)
             self._put("add", _REDIRECT, group, new)
 

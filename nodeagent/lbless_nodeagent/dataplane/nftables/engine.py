@@ -17,6 +17,7 @@ from lbless_api.hashing import MAX_BUCKETS, HashFunction, HashMode
 from lbless_api.mac import parse_mac, unicast_mac
 from lbless_api.node import EngineReport
 from lbless_nodeagent.dataplane.engine import NOTHING, EngineError, Vip, Wanted
+from lbless_nodeagent.dataplane.moving import AT_REST
 from lbless_nodeagent.dataplane.nftables import probe, readback, transactions
 from lbless_nodeagent.dataplane.nftables.batch import Batch
 from lbless_nodeagent.dataplane.nftables.footprint import vip as vip_of
@@ -104,7 +105,7 @@ class NftablesEngine:
         refused = capabilities.refusal(self.name, self._capabilities, vip.demand)
         if refused:
             return f"{vip.ip}: {refused}"
-        buckets = vip.owned | vip.moving.buckets
+        buckets = vip.owned if vip.moving is AT_REST else vip.owned | vip.moving.buckets
         if not buckets.issubset(BucketSet.full(vip.hash.buckets)):
             return (
                 f"{vip.ip}: buckets {buckets} are not all below {vip.hash.buckets}: correct the assignment."
@@ -267,6 +268,8 @@ class NftablesEngine:
 def _fault(vip: Vip) -> str | None:
     """What of a Vip's moves contradicts itself, as the beginning of a sentence."""
     moving = vip.moving
+    if moving is AT_REST:
+        return None
     states = (vip.owned, moving.standby, moving.fresh, moving.drain, moving.ending)
     if sum(map(len, states)) != len(vip.owned | moving.buckets):
         return "some bucket is in two states at once"

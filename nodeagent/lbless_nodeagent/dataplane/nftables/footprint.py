@@ -6,9 +6,11 @@ is laid out is decided here, in both directions; in which order a change is made
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
+from operator import attrgetter
+from typing import Any
 
 from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import HashParameters, PortRange, Protocol, SourceMAC
@@ -41,14 +43,6 @@ class SetName:
 
     family: Family
     name: str
-
-
-# Once: to make them for each of a thousand addresses takes 14 ms.
-_IP_SHARED, _IP_VIPS = SetName(Family.IP, SHARED), SetName(Family.IP, VIPS)
-_IP_JUDGED, _IP_ANSWERS = SetName(Family.IP, JUDGED), SetName(Family.IP, ANSWERS)
-_IP_PORTS, _IP_PORT_RANGES = SetName(Family.IP, PORTS), SetName(Family.IP, PORT_RANGES)
-_ARP_SHARED, _ARP_VIPS = SetName(Family.ARP, SHARED), SetName(Family.ARP, VIPS)
-_NETDEV_MACS, _NETDEV_SOURCE_MACS = SetName(Family.NETDEV, MACS), SetName(Family.NETDEV, SOURCE_MACS)
 
 
 Redirects = tuple[tuple[IPv4Address, BucketSet], ...]
@@ -140,24 +134,61 @@ def vip(ip: IPv4Address, found: Footprint) -> Vip | None:
         return None
 
 
-def elements(ip: IPv4Address, found: Footprint) -> dict[SetName, frozenset[str]]:
-    """All but the buckets and what says that some move, each element as nft writes it; maps with their values."""
+def changed_elements(
+    ip: IPv4Address, old: Footprint, new: Footprint
+) -> list[tuple[SetName, frozenset[str], frozenset[str]]]:
+    """What is different: a set or map, the elements of the one and those of the other, each as nft writes it, maps with
+    their values. All but the buckets and what says that some move."""
     text = str(ip)  # once: it takes a microsecond
-    ports = {f"{text} . {PROTOCOL_NUMBERS[p.protocol]} . {p.first}" for p in found.ports if p.first == p.last}
-    ranges = {
-        f"{text} . {PROTOCOL_NUMBERS[p.protocol]} . {p.first}-{p.last}"
-        for p in found.ports
-        if p.first < p.last
-    }
-    return {
-        _IP_SHARED: frozenset({text} if found.shared else ()),
-        _IP_VIPS: frozenset(f'"{i}" . {text} : goto {chain}' for i, chain in found.entries),
-        _IP_JUDGED: frozenset(f"{text} : goto {chain}" for chain in found.judged),
-        _IP_ANSWERS: frozenset(f"{text} : goto {chain}" for chain in found.answers),
-        _IP_PORTS: frozenset(ports),
-        _IP_PORT_RANGES: frozenset(ranges),
-        _ARP_SHARED: frozenset({text} if found.arp_shared else ()),
-        _ARP_VIPS: frozenset(f'"{i}" . {text}' for i in found.arp_interfaces),
-        _NETDEV_MACS: frozenset({f"{text} : {found.mac}"} if found.mac else ()),
-        _NETDEV_SOURCE_MACS: frozenset({f"{text} : {found.source_mac}"} if found.source_mac else ()),
-    }
+    found = []
+    for name, part, written in _PARTS:
+        before, after = part(old), part(new)
+        if before != after:
+            found.append((name, written(text, before), written(text, after)))
+    return found
+
+
+def _itself(text: str, present: bool) -> frozenset[str]:
+    return frozenset({text} if present else ())
+
+
+def _value(text: str, value: str | None) -> frozenset[str]:
+    return frozenset({f"{text} : {value}"} if value else ())
+
+
+def _chains(text: str, chains: frozenset[str]) -> frozenset[str]:
+    return frozenset(f"{text} : goto {chain}" for chain in chains)
+
+
+def _entries(text: str, entries: frozenset[tuple[str, str]]) -> frozenset[str]:
+    return frozenset(f'"{interface}" . {text} : goto {chain}' for interface, chain in entries)
+
+
+def _interfaces(text: str, interfaces: frozenset[str]) -> frozenset[str]:
+    return frozenset(f'"{interface}" . {text}' for interface in interfaces)
+
+
+def _single_ports(text: str, ports: frozenset[PortRange]) -> frozenset[str]:
+    single = (p for p in ports if p.first == p.last)
+    return frozenset(f"{text} . {PROTOCOL_NUMBERS[p.protocol]} . {p.first}" for p in single)
+
+
+def _port_ranges(text: str, ports: frozenset[PortRange]) -> frozenset[str]:
+    ranges = (p for p in ports if p.first < p.last)
+    return frozenset(f"{text} . {PROTOCOL_NUMBERS[p.protocol]} . {p.first}-{p.last}" for p in ranges)
+
+
+_Part = tuple[SetName, Callable[[Footprint], Any], Callable[[str, Any], frozenset[str]]]
+_PARTS: tuple[_Part, ...] = (
+    (SetName(Family.IP, SHARED), attrgetter("shared"), _itself),
+    (SetName(Family.IP, VIPS), attrgetter("entries"), _entries),
+    (SetName(Family.IP, JUDGED), attrgetter("judged"), _chains),
+    (SetName(Family.IP, ANSWERS), attrgetter("answers"), _chains),
+    (SetName(Family.IP, PORTS), attrgetter("ports"), _single_ports),
+    (SetName(Family.IP, PORT_RANGES), attrgetter("ports"), _port_ranges),
+    (SetName(Family.ARP, SHARED), attrgetter("arp_shared"), _itself),
+    (SetName(Family.ARP, VIPS), attrgetter("arp_interfaces"), _interfaces),
+    (SetName(Family.NETDEV, MACS), attrgetter("mac"), _value),
+    (SetName(Family.NETDEV, SOURCE_MACS), attrgetter("source_mac"), _value),
+)
+"""Each set or map, of what of a footprint it has elements, and how these are written."""
