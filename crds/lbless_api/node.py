@@ -24,6 +24,7 @@ JSON = dict[str, object]
 class EngineReport:
     """Whether a netfilter engine works on this node, if not why not, and what it can do.
 
+    `message` also says why one that works cannot do all that it could, as for a setting of the node.
     `active`: dataplane uses it; any other was only tried. Without capabilities it is an older version's.
     `unfenced`: why it can have no lease though one is wanted, so that nobody may take over from this node by
     its silence; empty if it has one or none is wanted.

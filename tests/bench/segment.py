@@ -21,7 +21,7 @@ from bench.changes import Changes
 from bench.measure import Row
 from kernel.dataplane import Dataplane
 from kernel.membersegment import KEY
-from lab import claim
+from lab import claim, usage
 from lab.errors import LabError
 from lab.host import Host
 from lab.kernelstate import leases, shares
@@ -183,7 +183,7 @@ class _Measured:
         assert self.plane.process is not None
         pid = self.plane.process.pid
         (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return _cpu_seconds(pid), _cpu_seconds(int(child))
+        return usage.cpu_seconds(pid), usage.cpu_seconds(int(child))
 
 
 class _Peers:
@@ -243,8 +243,3 @@ def _share(number: int, given: Shares, lives: Mapping[str, int], name: str) -> B
     epoch = epoch_of(clusterip(uid, ip, given, incarnations=incarnations, buckets=BUCKETS))
     living = frozenset((node_id(node), incarnation) for node, incarnation in lives.items())
     return owned(epoch, View(living=living, use={uid: Use(1, 1, gain=True)}), name)
-
-
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from e2e.moving import NAMES, weigh
-from lab import claim, clients
+from lab import claim, clients, usage
 from lab.installation import Installation
 from lab.kernelstate import shares
 from lab.progress import Silence
@@ -42,17 +42,9 @@ def cpu_seconds(lbless: Installation) -> float:
     """What all processes of the dataplanes have used so far."""
     used = 0.0
     for pid in claim.processes(lbless.lan.prefix):
-        process = Path(f"/proc/{pid}")
-        if "dataplane" in process.joinpath("cmdline").read_text():
-            fields = process.joinpath("stat").read_text().rpartition(")")[2].split()
-            used += (int(fields[11]) + int(fields[12])) / 100
+        if "dataplane" in Path(f"/proc/{pid}/cmdline").read_text():
+            used += usage.cpu_seconds(pid)
     return used
-
-
-def slab_kib() -> int:
-    """What the whole kernel has in its caches of objects."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Slab:"))
 
 
 def test_25600_buckets_move_to_another_node_and_no_packet_of_a_stream_is_misjudged(
@@ -77,7 +69,7 @@ def test_25600_buckets_move_to_another_node_and_no_packet_of_a_stream_is_misjudg
         datagrams_per_second=DATAGRAMS_PER_SECOND,
     ) as seen:
         time.sleep(CALM_SECONDS)  # a span, for connections to last
-        cpu, slab, began = cpu_seconds(lbless), slab_kib(), time.monotonic()
+        cpu, slab, began = cpu_seconds(lbless), usage.slab_kib(), time.monotonic()
         weigh(lbless, target.name, 100)
         weigh(lbless, source.name, 0)
         Silence().until(
@@ -86,7 +78,7 @@ def test_25600_buckets_move_to_another_node_and_no_packet_of_a_stream_is_misjudg
             timeout_seconds=MOVE_SECONDS,
         )
         took, spent = time.monotonic() - began, cpu_seconds(lbless) - cpu
-        grown = slab_kib() - slab
+        grown = usage.slab_kib() - slab
         time.sleep(CALM_SECONDS)  # a span, for what it may have harmed
     print(
         f"{every} buckets of {COUNT} ClusterIPs moved from n1 to n2 in {took:.1f} s, from the weights to the kernels;"

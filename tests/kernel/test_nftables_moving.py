@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
-from pathlib import Path
 
 import pytest
 
@@ -24,6 +23,7 @@ from kernel.rawpackets import (
     tcp,
 )
 from kernel.segment import Observer, Wire, link, mac_of, nft, run
+from lab.usage import slab_kib
 from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import HashParameters, PortRange, Protocol
 from lbless_api.hashing import ICMP, TCP, UDP, HashFunction, HashMode, bucket
@@ -496,9 +496,3 @@ def test_all_buckets_of_a_hundred_addresses_drain_in_few_transactions(engine: Nf
     successor = NftablesEngine()
     assert successor.installed() == goal
     successor.close()
-
-
-def slab_kib() -> int:
-    """What the whole kernel has in its caches of objects."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Slab:"))

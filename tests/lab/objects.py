@@ -158,13 +158,10 @@ class Objects(ABC):
         body = {"metadata": {"name": name}, "spec": spec}
         return self.api("POST", f"/api/v1/namespaces/{namespace}/services", body)
 
-    def make_load_balancer(
-        self, namespace: str, name: str, address: str, ports: Sequence[Object], *, policy: str = "Local"
-    ) -> Object:
-        """Create a Service that is reached at an address from outside, without a selector; `policy` is its
-        externalTrafficPolicy."""
+    def make_load_balancer(self, namespace: str, name: str, address: str, ports: Sequence[Object]) -> Object:
+        """Create a Service without a selector: at an address from outside pods of the receiving node alone answer."""
         path = f"/api/v1/namespaces/{namespace}/services"
-        spec = {"type": "LoadBalancer", "ports": list(ports), "externalTrafficPolicy": policy}
+        spec = {"type": "LoadBalancer", "ports": list(ports), "externalTrafficPolicy": "Local"}
         self.api("POST", path, {"metadata": {"name": name}, "spec": spec})
         return self._patch_status(f"{path}/{name}", {"loadBalancer": {"ingress": [{"ip": address}]}})
 
