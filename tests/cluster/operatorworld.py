@@ -202,11 +202,15 @@ class Operator:
         self._started: list[subprocess.Popen[bytes]] = []
 
     def close(self) -> None:
-        """Kill what still runs, and release the Lease that it held."""
-        for process in self._started:
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
-                end(process)
+        """End what still runs; the Lease is free afterwards, also if that had to be killed: who finds it held has to
+        wait longer than most tests do."""
+        try:
+            for process in self._started:
+                if process.poll() is None:
+                    process.send_signal(signal.SIGCONT)
+                    end(process)
+        finally:
+            self._free_lease()
 
     def start(
         self,
@@ -236,6 +240,13 @@ class Operator:
         log.close()
         self._started.append(process)
         return process
+
+    def _free_lease(self) -> None:
+        try:
+            self._control_plane.api("DELETE", f"{LEASES}/lbless-operator")
+        except ApiError as error:
+            if error.status != 404:
+                raise
 
     def start_behind(self, proxy: FaultProxy, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a replica that knows the API server as `proxy`."""
