@@ -14,6 +14,7 @@ from dataclasses import replace
 from lbless_api.fields import Invalid
 from lbless_api.heartbeat import EpochPiece, EpochRequest, Heartbeat, Message, clusterip_id, node_id
 from lbless_api.heartbeat_frame import encode
+from lbless_nodeagent.dataplane.clocks import seconds_ahead
 from lbless_nodeagent.dataplane.membership import Membership, Memory, Turn, Use
 from lbless_nodeagent.dataplane.tick.exchange import Exchange
 from lbless_nodeagent.dataplane.tick.inbox import Inbox
@@ -127,7 +128,7 @@ class Station:
     def take_in(self, keys: Sequence[bytes]) -> bool:
         """Take in all that has arrived; returns whether anything of it was to be believed."""
         before, self._drained_at = self._drained_at, now()
-        ahead = self._drained_at - time.monotonic()
+        ahead = seconds_ahead(time.CLOCK_BOOTTIME, time.CLOCK_MONOTONIC)
         received = self._inbox.take(keys)
         if not self._inbox.trustworthy:
             self.membership.overrun(self._drained_at)
@@ -223,7 +224,7 @@ class Station:
     def _renew(self, ends_at: float, *, ticks: bool) -> None:
         if ends_at == self._renewed and not (ticks or self._renew_anew):
             return
-        result = self._lease.renew(ends_at - (now() - time.monotonic()))
+        result = self._lease.renew(ends_at - seconds_ahead(time.CLOCK_BOOTTIME, time.CLOCK_MONOTONIC))
         gone = result is Renewal.RULES_GONE
         if gone and not self._rules_gone:
             self._send(RulesGone(self.interface))
