@@ -398,5 +398,11 @@ def test_how_much_is_left_is_a_figure_and_what_drains_is_not() -> None:
     later = report({}, observed(drains=(drain("a", 2), replace(drain("b"), buckets=BucketSet([1])))))
     assert first != later
     assert reporting.without_figures(first) == reporting.without_figures(later)
-    for other in (observed(drains=(drain("a"),)), observed(drains=first.status.drains, kernel="6.2")):
+    for other in (
+        observed(drains=(drain("a"),)),
+        observed(drains=first.status.drains, kernel="6.2"),
+        observed(
+            drains=(drain("a", 0), drain("b"))
+        ),  # so that nobody reads "0 connections" before they were counted
+    ):
         assert reporting.without_figures(report({}, other)) != reporting.without_figures(first)

@@ -195,8 +195,9 @@ def report(situation: Situation) -> Report:
 
 
 def without_figures(said: Report) -> Report:
-    """A report but for how much is left to drain, which changes with every connection that ends."""
-    drains = tuple(replace(drain, buckets=BucketSet(), flows=0) for drain in said.status.drains)
+    """A report but for how much is left to drain, which changes with every connection that ends: whether anything is
+    counts."""
+    drains = tuple(replace(one, buckets=BucketSet(), flows=min(one.flows, 1)) for one in said.status.drains)
     return replace(said, status=replace(said.status, drains=drains))
 
 
