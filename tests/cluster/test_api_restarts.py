@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from cluster.operatorworld import await_log, end, log_of
+from cluster.operatorworld import await_log, end, log_of, until
 from cluster.scene import Scene
 from lab.installation import NAMESPACE
 
@@ -75,8 +75,13 @@ def test_restarted_before_any_agent_has_reported_it_shrinks_nothing_and_asks_lit
     scene.world.agents.add(scene.a, "10.80.9.8/16")
     scene.world.agents.add(scene.b, "10.80.9.9/16")
     scene.world.wait_condition("Degraded", "False", "AsPlanned", "stays")
+    until(
+        "where they are reached now",
+        lambda: [one["address"] for one in scene.assignment()[1]] == ["10.80.9.8", "10.80.9.9"],
+    )
     epoch, shares = scene.assignment()
-    assert [one.pop("address") for one in shares] == ["10.80.9.8", "10.80.9.9"]  # where they are reached now
+    for one in shares:
+        del one["address"]
     assert (epoch, shares) == (
         before[0],
         [{k: v for k, v in one.items() if k != "address"} for one in before[1]],

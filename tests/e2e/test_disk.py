@@ -43,8 +43,10 @@ def disks(lbless: Installation) -> Iterator[list[Disk]]:
             _start(lbless, node)
             stack.callback(_stop, lbless, node)
         wait_for_all(lbless, "Applied")
+        lbless.await_joined()
         yield disks
     wait_for_all(lbless, "Applied")
+    lbless.await_joined()
 
 
 def _start(lbless: Installation, node: Host) -> None:
@@ -60,7 +62,7 @@ def _stop(lbless: Installation, node: Host) -> None:
 @pytest.fixture
 def clusterips(lbless: Installation, disks: list[Disk]) -> Iterator[Callable[[str], ClusterIP]]:
     """Makes a ClusterIP of a name with an address that no other test has; deletes all at the end."""
-    made: list[str] = []
+    made = ["comes"]  # which a test makes itself
 
     def make(name: str) -> ClusterIP:
         lbless.create(name, {"ip": f"10.80.9.{next(_numbers)}"})

@@ -10,7 +10,6 @@ request has a connection of its own to the API server.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import socket
 import ssl
@@ -225,8 +224,8 @@ class Connection:
         """End it at once, with a reset."""
         self._task.cancel()
         linger = struct.pack("ii", 1, 0)
-        with contextlib.suppress(OSError):  # its client has ended it already
-            self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        if (raw := self._writer.get_extra_info("socket")) is not None:  # its client may have ended it already
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self._writer.transport.abort()
 
     def hold(self) -> Connection:
