@@ -22,7 +22,7 @@ from lbless_api.clusterip import ClusterIP
 from lbless_api.hashing import HashFunction, HashMode
 from unit.stateobjects import clusterip, desired_json
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
 
 SEED, CONNECTIONS = 7, 2000
 ENGINES = {"n1": "nftables", "n2": "auto", "n3": "iptables", "n4": "iptables"}
@@ -85,7 +85,7 @@ def mixed() -> Iterator[Lan]:
             stack.enter_context(untouched(lan.host("n5"), shared.clusterip, [13, 14, 15, 16]))
         planes = [started(lan, name, engine) for name, engine in ENGINES.items()]
         for plane in planes:
-            Silence().until(f"{plane.node} to serve", lambda plane=plane: serves(plane), timeout_seconds=90)
+            Silence().until(f"{plane.node} to serve", lambda plane=plane: serves(plane), timeout_seconds=240)
         yield lan
         for plane in planes:
             assert plane.stop() == 0, plane.log

@@ -33,7 +33,9 @@ LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
 OPERATOR = "lbless-operator"
 SYNC = "lbless-sync"
 DATAPLANE = "lbless-dataplane"
-STOP_SECONDS = 10
+STOP_SECONDS = 20
+REPORT_SECONDS = 120
+"""A node with an emulated processor takes a minute where others use the machine as well."""
 WAITING = "waiting for its end to take over"
 """What a dataplane says that is to follow a running one."""
 CHART_CAPABILITIES = ("setpriv", "--bounding-set=-all,+net_admin,+net_raw", "--inh-caps=-all")
@@ -232,7 +234,7 @@ class Installation:
     def await_joined(self) -> None:
         """Wait until every node has said that it takes part as the incarnation that it is, as after a start of
         dataplane: a ClusterIP made before might be spread in steps."""
-        self._progress.until("every node to take part", self._have_joined, timeout_seconds=30)
+        self._progress.until("every node to take part", self._have_joined, timeout_seconds=REPORT_SECONDS)
 
     def _have_joined(self) -> bool:
         incarnations = self.incarnations()
@@ -259,7 +261,7 @@ class Installation:
         for node in self.nodes:
             self.start(DATAPLANE, node)
             self.start(SYNC, node)
-        self._progress.until("every node to report", self._has_every_report, timeout_seconds=30)
+        self._progress.until("every node to report", self._has_every_report, timeout_seconds=REPORT_SECONDS)
 
     def _has_every_report(self) -> bool:
         """Whether each node says that it is ready: a ClusterIP made before would be spread in steps."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from lab.errors import LabError
 from lab.host import Host
 
-START_SECONDS = 10
+START_SECONDS = 60
 TCP_PORT = 8080
 UDP_PORT = 5353
 STREAM_PORT = 8082
