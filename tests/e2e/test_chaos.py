@@ -31,7 +31,7 @@ from lbless_nodeagent.dataplane.nftables.names import entry_chain
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver, pytest.mark.timeout(900)]
 
-KILLS, SOAK_KILLS = 80, 200
+KILLS, SOAK_KILLS = 40, 200
 CLUSTERIPS = 50
 KILLS_A_REST = 40
 SETTLE_SECONDS = 60

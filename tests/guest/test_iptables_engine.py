@@ -29,10 +29,6 @@ def test_exactly_the_owned_buckets_are_kept_by_the_target_and_by_xt_cluster(gues
     run(guest, CONTRACT, "iptables and not leased and (exactly_the_owned or changed_buckets)", 280)
 
 
-def test_its_list_of_nodes_is_mended_and_a_lost_interface_harms_no_other_address(guest: Guest) -> None:
-    run(guest, TARGET, "somebody_does or interface_that_goes", 280)
-
-
 @pytest.mark.soak
 @pytest.mark.timeout(SOAK_SECONDS)
 @pytest.mark.parametrize("path", [CONTRACT, TARGET], ids=["contract", "target"])

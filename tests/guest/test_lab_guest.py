@@ -162,6 +162,7 @@ def test_servers_in_a_guest_answer_as_those_of_a_namespace_do(lan: Lan, guest: G
     assert {(answer.node, answer.error) for answer in answers} == {("n3", None)}
 
 
+@pytest.mark.soak
 def test_the_machine_ends_with_its_lan_and_what_a_killed_run_left_is_removed():
     prefix = claim.unique("lbgone")
     program = (
@@ -188,6 +189,7 @@ def test_the_machine_ends_with_its_lan_and_what_a_killed_run_left_is_removed():
     Silence().until("their end", lambda: not any(map(is_alive, machines)), timeout_seconds=5)
 
 
+@pytest.mark.soak
 def test_a_machine_that_ends_by_itself_is_told_with_what_it_said_last():
     with Lan(claim.unique("lbdead"), nodes=0, guests=1) as lan:
         (guest,) = lan.guests
