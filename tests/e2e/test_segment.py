@@ -36,6 +36,8 @@ UNHEARD_SECONDS = 120
 ANEW = "anew"
 """A ClusterIP that begins where no heartbeat arrives."""
 UNHEARD = ["--unheard-ms", "8000"]
+HOLD = ["--hold-ms", "5000"]
+"""Its two processes start in 1.5 s where nothing else runs, and the usual hold is 2 s."""
 FILTER = """
 table bridge lab_unheard {
  chain forward { type filter hook forward priority 0; policy accept; ether type 0x88b5 drop; }
@@ -46,7 +48,7 @@ table bridge lab_unheard {
 @pytest.fixture(scope="module")
 def place() -> Iterator[Site]:
     """Three nodes that share an address; their dataplanes have the capabilities of the chart and no more."""
-    with site("segment", dataplane_arguments=UNHEARD, dataplane_wrapper=CHART_CAPABILITIES) as made:
+    with site("segment", dataplane_arguments=[*UNHEARD, *HOLD], dataplane_wrapper=CHART_CAPABILITIES) as made:
         yield made
 
 
