@@ -115,11 +115,9 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
             room.leave()
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
+def pytest_sessionfinish() -> None:
     """Remove what the lanes have met at."""
-    run = getattr(session.config, "workerinput", {}).get("testrunuid") or os.environ.get(
-        "PYTEST_XDIST_TESTRUNUID"
-    )
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
     for path in Path(tempfile.gettempdir()).glob(f"lbless-tests-{run}.*") if run else ():
         path.unlink(missing_ok=True)
 

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from e2e.moving import NAMES, weigh
+from e2e.moving import NAMES
 from lab import clients
 from lab.echoes import Conversation
 from lab.impact import Impact
@@ -82,7 +82,7 @@ def through(lbless: Installation, web: ClusterIP, leave: Callable[[Installation]
         Silence().until("the move", lambda: not owned_buckets(node, ip), timeout_seconds=10)
         since = time.monotonic()
         Silence().until("what n1 drains to be said", lambda: draining(lbless) > 0, timeout_seconds=10)
-        time.sleep(1)  # a span, in which the node only finishes
+        await_more(seen)  # while the node only finishes
     own = [one for one in seen.echoes.ended if first_owner(web, one) == NODE]
     assert len(own) > CONNECTIONS // 6
     assert NODE not in {probe.answerer for probe in seen.log.probes(since)}
@@ -90,6 +90,14 @@ def through(lbless: Installation, web: ClusterIP, leave: Callable[[Installation]
         "the drain to be over", lambda: not lbless.get("web")["status"].get("moves"), timeout_seconds=30
     )
     return seen.impact()
+
+
+def await_more(seen: clients.Clients) -> None:
+    """Until so many more connections were made and are over."""
+    since = time.monotonic()
+    Silence().until(
+        "more connections", lambda: len(seen.log.probes(since)) >= SYNS_PER_SECOND, timeout_seconds=30
+    )
 
 
 def first_owner(web: ClusterIP, one: Conversation) -> str:
@@ -167,9 +175,8 @@ def test_the_agents_pod_of_a_node_is_deleted_and_made_anew_and_nothing_breaks(
             for program in programs:
                 lbless.start(program, node)
             Silence().until("it to serve", lambda: lbless.serving(node) > before, timeout_seconds=20)  # noqa: B023
-            time.sleep(1)  # a span, in which it goes on
+            await_more(seen)
     noticed = seen.impact()
     print(noticed)
     assert [fault for row in noticed.rows for fault in row.faults] == []
     assert lbless.get("web")["status"]["epoch"] == web.epoch
-    weigh(lbless, NODE, None)

@@ -1,5 +1,5 @@
-"""What somebody does to a node's kernel is repaired or reported within 200 ms, and counted; of a thousand ClusterIPs
-within half a second."""
+"""What somebody does to a node's kernel is repaired or reported within 200 ms, and counted, at any size: within half a
+second where all of a thousand ClusterIPs are concerned, or an address is taken from among them."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.root
 
 FEW, MANY = 1, 1000
 LIMIT_MS, LIMITS_MS = 200, {FEW: 200, MANY: 500}
-"""With a thousand it takes 90 to 150 ms on a quiet machine, where all of them are concerned, and more on a slow one."""
+"""The larger one is for what takes 90 to 150 ms on a quiet machine, and 200 to 350 on a slow one."""
 FIRST = IPv4Address("10.80.16.1")
 SHARES = {"n1": "0-84", "n2": "85-170", "n3": "171-255"}
 
@@ -49,7 +49,7 @@ def repairs(dataplane: Dataplane, what: str) -> int:
 @pytest.mark.parametrize("count", [FEW, MANY])
 def test_a_deleted_address_is_repaired_in_time_and_counted(dataplane: Dataplane, count: int) -> None:
     serve(dataplane, count)
-    assert worst_ms(dataplane, "address", 20) < LIMITS_MS[count]
+    assert worst_ms(dataplane, "address", 20) < LIMIT_MS
     wait_for(lambda: repairs(dataplane, "address") == 20)
 
 
@@ -78,7 +78,7 @@ def test_a_link_that_loses_its_carrier_and_gets_it_back_is_reported_in_time(
     dataplane: Dataplane, count: int
 ) -> None:
     serve(dataplane, count)
-    assert worst_ms(dataplane, "link", 5) < LIMITS_MS[count]
+    assert worst_ms(dataplane, "link", 5) < LIMIT_MS
 
 
 @pytest.mark.parametrize("count", [FEW, MANY])

@@ -401,8 +401,7 @@ def test_how_much_is_left_is_a_figure_and_what_drains_is_not() -> None:
     for other in (
         observed(drains=(drain("a"),)),
         observed(drains=first.status.drains, kernel="6.2"),
-        observed(
-            drains=(drain("a", 0), drain("b"))
-        ),  # so that nobody reads "0 connections" before they were counted
+        # So that nobody reads "0 connections" before they were counted.
+        observed(drains=(drain("a", 0), drain("b"))),
     ):
         assert reporting.without_figures(report({}, other)) != reporting.without_figures(first)

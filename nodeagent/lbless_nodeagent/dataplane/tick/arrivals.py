@@ -13,25 +13,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from lbless_nodeagent.dataplane.clocks import read_together
+
 _STEP_NS = 1_000_000
 _SLEW_PER_SECOND = 1_000
 """One part in so many: twice as much as NTP turns a clock without a step."""
-_READINGS = 3
-_PROMPT_NS = 50_000
 
 
 def read_clocks() -> tuple[int, int]:
-    """Wall clock and monotonic clock, in ns, read at the same time: the best of three, to within some 25 µs."""
-    readings = []
-    for _ in range(_READINGS):
-        before = time.monotonic_ns()
-        wall = time.time_ns()
-        took = time.monotonic_ns() - before
-        readings.append((took, wall, before + took // 2))
-        if took < _PROMPT_NS:
-            break
-    _, wall, now = min(readings)
-    return wall, now
+    """Wall clock and monotonic clock, in ns, read at the same time."""
+    return read_together(time.CLOCK_REALTIME, time.CLOCK_MONOTONIC)
 
 
 class Arrivals:
