@@ -50,6 +50,9 @@ class Guest(Host):
     and output that the program's children write after its end is lost.
     """
 
+    RUN_SECONDS = 240
+    """Its processor is emulated: Python begins in ten seconds, beside other tests in many more."""
+
     def __init__(
         self, name: str, namespace: str, cables: Sequence[Cable], directory: Path, routes: Sequence[str]
     ) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, ClassVar
 
 from lab.claim import NAMESPACES
 from lab.errors import LabError
@@ -29,6 +29,9 @@ class Port:
 
 class Host:
     """A machine of the lab, as far as the network can tell. Its processes end with the lab at the latest."""
+
+    RUN_SECONDS: ClassVar[float] = 30
+    """What is enough for a program that does little."""
 
     def __init__(self, name: str, namespace: str, ports: Sequence[Port], directory: Path) -> None:
         self.name = name
@@ -81,15 +84,16 @@ class Host:
         arguments: Sequence[str | os.PathLike[str]],
         *,
         check: bool = True,
-        timeout: float = 30,
+        timeout: float | None = None,
         stdin: str = "",
         environment: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program to its end in this host's network; `timeout` is in seconds.
+        """Run a program to its end in this host's network; `timeout` is in seconds, by default `RUN_SECONDS`.
 
         Raises LabError with the last line that it said if it does not end, or (with `check`) fails.
         """
         command = [os.fspath(argument) for argument in arguments]
+        timeout = self.RUN_SECONDS if timeout is None else timeout
         try:
             done = subprocess.run(
                 [*self.enter, *command],
