@@ -125,6 +125,7 @@ MAX_WANTED = (MAX_BYTES - _HEAD.size - TAG_BYTES) // _NUMBERED.size
 MAX_DATA_BYTES = MAX_BYTES - _DATA_AT - TAG_BYTES
 
 _ALL_FLAGS = sum(Flag)
+_FLAGS = tuple(Flag(number) for number in range(2**8))
 _LOW = 0xFFFFFFFF
 _COMPLETE, _DIRECT = 0x8000, 0x4000
 _MAX_AGE_MS = 0x3FFF
@@ -299,19 +300,21 @@ def _heartbeat(payload: bytes, sender: Stamp) -> Heartbeat:
     end = len(payload) - TAG_BYTES
     if epochs_at > end or (end - epochs_at) % EPOCH_BYTES or peer_count > MAX_PEERS:
         raise Refused(Reason.MALFORMED)
+    new = tuple.__new__  # a tuple with a name costs twice as much by its own constructor
     peers = _PEER.iter_unpack(payload[_RECORDS_AT:verdicts_at])
     verdicts = _NUMBERED.iter_unpack(payload[verdicts_at:epochs_at])
     return Heartbeat(
         *sender,
-        Flag(flags),
+        _FLAGS[flags],
         lease_ms,
         hold_ms,
         group_size,
         smallest,
         tuple(
             [
-                PeerReport(
-                    node, a << 32 | b, c << 32 | d, age & _MAX_AGE_MS, age >= _COMPLETE, age & _DIRECT != 0
+                new(
+                    PeerReport,
+                    (node, a << 32 | b, c << 32 | d, age & _MAX_AGE_MS, age >= _COMPLETE, age & _DIRECT != 0),
                 )
                 for node, a, b, c, d, age in peers
             ]

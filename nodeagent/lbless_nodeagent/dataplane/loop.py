@@ -26,9 +26,11 @@ _LOG = logging.getLogger("lbless.dataplane")
 REPORT_SECONDS = 1.5
 """observed.json promises 2 s; the rest is for a pass that is under way."""
 
-THOROUGH_SECONDS = 30.0
+THOROUGH_SECONDS, THOROUGH_AT_MOST_SECONDS = 30.0, 300.0
 """What no notification told of is found by passes that believe nothing: one of files and links, and half
 way between two of those one of the rules, so that neither keeps a repair waiting for long."""
+THOROUGH_REST = 200
+"""So many times as long as such a pass took is the way to the next one: none takes more than 0.5 % of a core."""
 
 _STOPPING_SECONDS = 0.05
 _STOP_AT_MOST_SECONDS = 3.0
@@ -69,6 +71,21 @@ class StopSignal:
         self._requested = True
 
 
+class Periodic:
+    """When passes of a kind that believes nothing are due."""
+
+    def __init__(self, due_at: float) -> None:
+        self.due_at = due_at
+
+    def is_due(self, now: float) -> bool:
+        """Whether to make one now."""
+        return now >= self.due_at
+
+    def made(self, now: float, took: float) -> None:
+        """One was made, which took so many seconds: with a thousand ClusterIPs some 0.2 s."""
+        self.due_at = now + min(max(THOROUGH_SECONDS, THOROUGH_REST * took), THOROUGH_AT_MOST_SECONDS)
+
+
 class Loop:
     """Runs passes until a stop is asked for."""
 
@@ -96,16 +113,16 @@ class Loop:
         self._ends_at: float | None = None
 
     def run(self) -> None:
-        """Pass when something changed and every 15 s, report after each pass and every 1.5 s.
+        """Pass when something changed and every 15 s or so, report after each pass and every 1.5 s.
 
         With heartbeats a stop takes until the peers know of it, and passes go on meanwhile. Raises TickEndedError.
         """
-        thorough_at = time.monotonic() + THOROUGH_SECONDS
-        audit_at = thorough_at - THOROUGH_SECONDS / 2
+        began = time.monotonic()
+        doubt, audits = Periodic(began + THOROUGH_SECONDS), Periodic(began + THOROUGH_SECONDS / 2)
         outcome = self._pass()
         while not self._ends():
             idle_since = time.monotonic()
-            pass_at = min(thorough_at, audit_at)
+            pass_at = min(doubt.due_at, audits.due_at)
             if outcome.retry_at is not None:
                 pass_at = min(pass_at, outcome.retry_at)
             changed = self._wait(min(pass_at, idle_since + self._report_seconds()))
@@ -113,13 +130,13 @@ class Loop:
                 break
             now = time.monotonic()
             if changed or now >= pass_at:
-                thorough, audit = now >= thorough_at, now >= audit_at
-                if thorough:
-                    thorough_at = now + THOROUGH_SECONDS
-                if audit:
-                    audit_at = now + THOROUGH_SECONDS
+                thorough = doubt.is_due(now)
+                audit = not thorough and audits.is_due(now)
                 outcome = self._pass(thorough=thorough, audit=audit)
                 took, rested = time.monotonic() - now, now - idle_since
+                for periodic, this in ((doubt, thorough), (audits, audit)):
+                    if this:
+                        periodic.made(now, took)
                 self._rest(min(_PAUSE_AT_MOST_SECONDS, took - rested), short=took <= _SHORT_PASS_SECONDS)
             else:
                 self._report(outcome)

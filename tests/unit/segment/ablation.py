@@ -32,11 +32,13 @@ class NoRepeats(Membership):
 class RumoursCount(Membership):
     """2: only a newer sequence counts."""
 
-    def rule2_evidence(self, node: bytes, incarnation: int, sequence: int, learnt: float) -> Peer:
-        peer = super().rule2_evidence(node, incarnation, sequence, learnt)
-        if sequence == peer.sequence:
-            peer.evidence = max(peer.evidence, self.now)
-        return peer
+    def heard(self, heartbeat: Heartbeat, arrived: float) -> bool:
+        taken = super().heard(heartbeat, arrived)
+        for report in heartbeat.peers if taken else ():
+            peer = self.peers.get(report.node)
+            if peer and (report.incarnation, report.sequence) == (peer.incarnation, peer.sequence):
+                peer.evidence = max(peer.evidence, self.now)
+        return taken
 
 
 class NoReports(Membership):

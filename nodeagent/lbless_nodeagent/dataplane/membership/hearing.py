@@ -34,7 +34,16 @@ class Hearing(State):
         peer = self.rule2_evidence(heartbeat.node, heartbeat.incarnation, heartbeat.sequence, arrived)
         peer.heard, peer.heard_sequence = max(peer.heard, arrived), heartbeat.sequence
         self._take_flags(peer, heartbeat)
+        peers = self.peers
         for report in heartbeat.peers:
+            known = peers.get(report.node)
+            if (
+                known is not None
+                and report.sequence <= known.sequence
+                and report.incarnation == known.incarnation
+                and known.shown
+            ):
+                continue  # no newer than what is known: nearly always so, as all have heard each other
             if report.node == self.node:
                 self._take_acknowledgement(peer, report)
             elif report.node != peer.node:
