@@ -22,7 +22,8 @@ from lbless_api.clusterip import ClusterIP
 from lbless_api.hashing import HashFunction, HashMode
 from unit.stateobjects import clusterip, desired_json
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
+# Two guests at once leave other tests no processor, and other tests leave none to them.
+pytestmark = [pytest.mark.soak, pytest.mark.guest, pytest.mark.timeout(900)]
 
 SEED, CONNECTIONS = 7, 2000
 ENGINES = {"n1": "nftables", "n2": "auto", "n3": "iptables", "n4": "iptables"}

@@ -15,6 +15,8 @@ from lab.progress import Silence
 from lbless_api.hashing import bucket
 
 CONNECTIONS = 600
+UNHURRIED = ["--tick-ms", "600"]
+"""An emulated processor may not come to its heartbeats for seconds, and is not to count as dead."""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def lbless() -> Iterator[Installation]:
     ):
         for node in lan.nodes:
             lan.enable_conntrack(node)
-        with Installation(lan, control_plane) as installation:
+        with Installation(lan, control_plane, dataplane_arguments=UNHURRIED) as installation:
             yield installation
 
 
