@@ -33,7 +33,12 @@ BACKGROUND = (
 )
 """Two lanes of tests run at a time (`make test`): this one gives way to the other, which has deadlines to keep."""
 BACKGROUND_NICENESS = 10
-ALONE = ("e2e/test_segment", "kernel/test_dataplane_faults", "kernel/test_dataplane_iptables")
+ALONE = (
+    "e2e/test_handover_drain",
+    "e2e/test_segment",
+    "kernel/test_dataplane_faults",
+    "kernel/test_dataplane_iptables",
+)
 """Of the other lane: while these run, last of all, this one waits. They measure times of milliseconds, or starts of
 programs against the time for which a node may be silent."""
 

@@ -155,24 +155,8 @@ def test_kubectl_drain_waits_for_what_the_node_finishes_and_breaks_nothing(
     assert [fault for row in noticed.rows for fault in row.faults] == []
 
 
-@pytest.fixture
-def patient(lbless: Installation) -> Iterator[None]:
-    """A node that may be silent for longer than usual while its dataplane is replaced: beside other tests a start takes
-    longer than the 2 s."""
-    usual, node = lbless.dataplane_arguments, lbless.lan.nodes[0]
-    for arguments in ((*usual, "--hold-ms", "8000"), usual):
-        lbless.dataplane_arguments = arguments
-        before = lbless.serving(node)
-        lbless.stop(DATAPLANE, node)
-        lbless.start(DATAPLANE, node)
-        Silence().until("it to serve", lambda: lbless.serving(node) > before, timeout_seconds=20)  # noqa: B023
-        lbless.await_joined()
-        if arguments != usual:
-            yield
-
-
 def test_the_agents_pod_of_a_node_is_deleted_and_made_anew_and_nothing_breaks(
-    lbless: Installation, patient: None, web: ClusterIP
+    lbless: Installation, web: ClusterIP
 ) -> None:
     """The DaemonSet's: both of its programs end, in any order, and begin again. No bucket moves."""
     lan, node = lbless.lan, lbless.lan.nodes[0]

@@ -85,6 +85,7 @@ class Driver:
         ({"quiet": 0.8}, "do not work together"),
         ({"heard": 0.1}, "do not work together"),
         ({"hold": 0.2}, "A hold of 0.2 s is out of range"),
+        ({"hold": 5.1}, r"A hold of 5.1 s is out of range: use DEAD \(0.75 s\) to 5 s."),
     ],
 )
 def test_times_that_would_not_work_together_are_refused_with_a_sentence(wrong, sentence):

@@ -110,7 +110,7 @@ def _add_times(parser: argparse.ArgumentParser) -> None:
     for name, seconds, what in (
         ("lease", usual.lease, "for so long a node serves that no peer acknowledges, 7 ticks"),
         ("dead", usual.dead, "after so long a silent peer counts as dead, 50 more than the lease"),
-        ("hold", usual.hold, "for so long a node may be restarted without losing its share"),
+        ("hold", usual.hold, "for so long a node may be restarted without losing its share, at most 5000"),
         (
             "unheard",
             usual.unheard,

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 MARGIN_SECONDS = 0.05
 """How much later than the end of a node's lease, at the earliest, its peers count it dead."""
 
+LONGEST_HOLD_SECONDS = 5.0
+"""The kernel's lease can be set no further ahead (`ladder.LAST_MS`), and nobody renews it during a hold."""
+
 
 @dataclass(frozen=True, slots=True)
 class Times:
@@ -39,9 +42,10 @@ class Times:
                 f"HEARD of {self.heard:g} s, QUIET of {self.quiet:g} s and LEASE of {self.lease:g} s do not "
                 f"work together: use 2 TICK <= HEARD < QUIET < LEASE."
             )
-        if not self.dead <= self.hold <= 60:
+        if not self.dead <= self.hold <= max(LONGEST_HOLD_SECONDS, self.dead):
             raise ValueError(
-                f"A hold of {self.hold:g} s is out of range: use DEAD ({self.dead:g} s) to 60 s."
+                f"A hold of {self.hold:g} s is out of range: use DEAD ({self.dead:g} s) to "
+                f"{max(LONGEST_HOLD_SECONDS, self.dead):g} s."
             )
 
     @classmethod
