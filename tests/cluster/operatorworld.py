@@ -42,8 +42,6 @@ seating.ANSWER_SECONDS = {answer_seconds}
 raise SystemExit(__main__.main())
 """
 """The program that gives nodes another time to answer that they count as dead."""
-WAIT_SECONDS = 45
-"""For what the operator does at once; also where the former one has left its Lease to run out (15 s)."""
 CLUSTERIPS = "/apis/lbless.dev/v1alpha1/clusterips"
 AGENTS = "/apis/lbless.dev/v1alpha1/clusteripnodes"
 
@@ -295,7 +293,7 @@ def shares(clusterip: Mapping[str, Any]) -> dict[str, int]:
     return {a["node"]: a["share"] for a in clusterip.get("status", {}).get("assignments", [])}
 
 
-def until(what: str, condition: Any, timeout_seconds: float = WAIT_SECONDS) -> Any:
+def until(what: str, condition: Any, timeout_seconds: float = 15) -> Any:
     """Return the first true value of `condition()`."""
     return Silence().until(what, condition, timeout_seconds=timeout_seconds, interval_seconds=0.02)
 
@@ -352,9 +350,7 @@ class World:
         """Delete a ClusterIP."""
         self.control_plane.api("DELETE", self._path(name))
 
-    def wait_shares(
-        self, expected: Mapping[str, int], name: str = "web", timeout_seconds: float = WAIT_SECONDS
-    ) -> Any:
+    def wait_shares(self, expected: Mapping[str, int], name: str = "web", timeout_seconds: float = 15) -> Any:
         """Wait until the assignment is this one; return the ClusterIP."""
         got: dict[str, Any] = {}
 
@@ -369,7 +365,7 @@ class World:
         return got
 
     def wait_condition(
-        self, kind: str, status: str, reason: str, name: str = "web", timeout_seconds: float = WAIT_SECONDS
+        self, kind: str, status: str, reason: str, name: str = "web", timeout_seconds: float = 15
     ) -> dict[str, Any]:
         """Wait until a condition is so; return it."""
         got: dict[str, Any] = {}

@@ -84,6 +84,8 @@ class Driver:
         ({"tick": 0.0}, "TICK of 0 s is out of range"),
         ({"quiet": 0.8}, "do not work together"),
         ({"heard": 0.1}, "do not work together"),
+        ({"tick": 0.71}, "TICK of 0.71 s is out of range: use 0.01 to 0.7 s."),
+        ({"dead": 5.1}, "DEAD of 5.1 s is out of range: use at most 5 s."),
         ({"hold": 0.2}, "A hold of 0.2 s is out of range"),
         ({"hold": 5.1}, r"A hold of 5.1 s is out of range: use DEAD \(0.75 s\) to 5 s."),
     ],
@@ -93,7 +95,7 @@ def test_times_that_would_not_work_together_are_refused_with_a_sentence(wrong, s
         replace(TIMES, **wrong)
 
 
-@pytest.mark.parametrize("tick", [0.02, 0.05, 0.1, 0.5])
+@pytest.mark.parametrize("tick", [0.02, 0.05, 0.1, 0.5, 0.7])
 def test_every_tick_has_times_that_work_together(tick):
     assert Times.of_tick(tick).lease <= Times.of_tick(tick).dead - 0.05 + 1e-9
 

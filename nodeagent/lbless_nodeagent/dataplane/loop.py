@@ -27,8 +27,8 @@ REPORT_SECONDS = 1.5
 """observed.json promises 2 s; the rest is for a pass that is under way."""
 
 THOROUGH_SECONDS, THOROUGH_AT_MOST_SECONDS = 30.0, 300.0
-"""What no notification told of is found by passes that believe nothing: one of files and links, and half
-way between two of those one of the rules, so that neither keeps a repair waiting for long."""
+"""What no notification told of is found by passes that believe nothing: one of files and links, and at
+another time one of the rules, so that neither keeps a repair waiting for long."""
 THOROUGH_REST = 200
 """So many times as long as such a pass took is the way to the next one: none takes more than 0.5 % of a core."""
 
@@ -113,7 +113,7 @@ class Loop:
         self._ends_at: float | None = None
 
     def run(self) -> None:
-        """Pass when something changed and every 15 s or so, report after each pass and every 1.5 s.
+        """Pass when something changed and from time to time, report after each pass and every 1.5 s.
 
         With heartbeats a stop takes until the peers know of it, and passes go on meanwhile. Raises TickEndedError.
         """

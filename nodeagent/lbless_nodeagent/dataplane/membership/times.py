@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lbless_nodeagent.dataplane.ladder import LAST_MS
+
 MARGIN_SECONDS = 0.05
 """How much later than the end of a node's lease, at the earliest, its peers count it dead."""
 
-LONGEST_HOLD_SECONDS = 5.0
-"""The kernel's lease can be set no further ahead (`ladder.LAST_MS`), and nobody renews it during a hold."""
+LONGEST_SECONDS = LAST_MS / 1000
+"""The kernel's lease can be set no further ahead, and nobody renews it during a hold."""
+LONGEST_TICK_SECONDS = 0.7
+"""Of which DEAD follows, 4.95 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +34,10 @@ class Times:
     unheard: float = 60.0
 
     def __post_init__(self) -> None:
-        if not 0.01 <= self.tick <= 10:
-            raise ValueError(f"TICK of {self.tick:g} s is out of range: use 0.01 to 10.")
+        if not 0.01 <= self.tick <= LONGEST_TICK_SECONDS:
+            raise ValueError(
+                f"TICK of {self.tick:g} s is out of range: use 0.01 to {LONGEST_TICK_SECONDS:g} s."
+            )
         if self.lease > self.dead - MARGIN_SECONDS + 1e-9:
             raise ValueError(
                 f"LEASE of {self.lease:g} s and DEAD of {self.dead:g} s could give a bucket two owners: "
@@ -42,10 +48,11 @@ class Times:
                 f"HEARD of {self.heard:g} s, QUIET of {self.quiet:g} s and LEASE of {self.lease:g} s do not "
                 f"work together: use 2 TICK <= HEARD < QUIET < LEASE."
             )
-        if not self.dead <= self.hold <= max(LONGEST_HOLD_SECONDS, self.dead):
+        if self.dead > LONGEST_SECONDS:
+            raise ValueError(f"DEAD of {self.dead:g} s is out of range: use at most {LONGEST_SECONDS:g} s.")
+        if not self.dead <= self.hold <= LONGEST_SECONDS:
             raise ValueError(
-                f"A hold of {self.hold:g} s is out of range: use DEAD ({self.dead:g} s) to "
-                f"{max(LONGEST_HOLD_SECONDS, self.dead):g} s."
+                f"A hold of {self.hold:g} s is out of range: use DEAD ({self.dead:g} s) to {LONGEST_SECONDS:g} s."
             )
 
     @classmethod
