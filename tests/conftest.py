@@ -36,11 +36,12 @@ BACKGROUND_NICENESS = 10
 ALONE = (
     "e2e/test_handover_drain",
     "e2e/test_segment",
+    "guest/test_node",
     "kernel/test_dataplane_faults",
     "kernel/test_dataplane_iptables",
 )
 """Of the other lane: while these run, last of all, this one waits. They measure times of milliseconds, or starts of
-programs against the time for which a node may be silent."""
+programs against the time for which a node may be silent, or have a node whose processor is emulated."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -58,7 +59,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def lane(nodeid: str) -> str:
     """The lane of a test, by its file."""
-    return "background" if nodeid.removeprefix("tests/").startswith(BACKGROUND) else "foreground"
+    is_background = nodeid.removeprefix("tests/").startswith(BACKGROUND) and not _is_alone(nodeid)
+    return "background" if is_background else "foreground"
 
 
 def _is_alone(nodeid: str) -> bool:

@@ -279,8 +279,11 @@ def test_a_writer_without_the_lock_loses_nothing_and_ours_are_right_in_the_end(
     print(f"{added} rules of the other, {undone} of {CHANGES} changes undone by it")
     engine.apply(goal)
     assert engine.installed() == goal
-    theirs = [line for line in mangle() if line.startswith("-A other")]
-    assert theirs == [f"-A other -s 10.{n >> 8}.{n & 255}.1/32 -j RETURN" for n in range(added)]
+    # One of theirs may be there twice, or at the end one more: it was added, and then the counters' writing, which the
+    # program does behind it, failed because the table had changed, so that it counted as not added.
+    theirs = dict.fromkeys(line for line in mangle() if line.startswith("-A other"))
+    assert list(theirs)[:added] == [f"-A other -s 10.{n >> 8}.{n & 255}.1/32 -j RETURN" for n in range(added)]
+    assert len(theirs) <= added + 1
     assert added > CHANGES
 
 

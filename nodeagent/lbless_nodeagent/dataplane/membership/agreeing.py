@@ -191,10 +191,12 @@ class Agreeing(Leasing):
         """Gaining waits for each living peer that may have the buckets and shows an older epoch.
 
         One that this node itself does not hear, though others may, it cannot wait for: then it gives it DEAD
-        to follow the epoch. A silent one that holds is heard, for that long.
+        to follow the epoch. A silent one that holds is heard, for that long. Where nobody was ever heard each
+        has the epoch from the API alone, and one that holds is not told of: they are given the hold, too.
         """
         unheard = self.now - peer.heard > self.silence_allowed(peer)
-        return not unheard or self.now - standing.in_use_since < self.times.dead
+        allowed = self.times.dead if self.ever_heard else self.times.dead + self.times.hold
+        return not unheard or self.now - standing.in_use_since < allowed
 
     def rule9_owner_ahead(self) -> bool:
         """Nothing is gained while a living owner uses a newer epoch, which this node lacks."""
