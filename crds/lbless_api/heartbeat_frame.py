@@ -47,9 +47,11 @@ from __future__ import annotations
 
 import hmac
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import IntEnum, StrEnum
+from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 from lbless_api.heartbeat import (
@@ -106,6 +108,9 @@ class Stamp(NamedTuple):
     sequence: int
 
 
+_NONE_KNOWN: Mapping[bytes, Stamp] = MappingProxyType({})
+
+
 _HEAD = struct.Struct("!BB8sHIBI")
 _HEARTBEAT = struct.Struct("!BHHB8sHBBB")
 _PEER = struct.Struct("!8sHIBIH")
@@ -129,6 +134,8 @@ _FLAGS = tuple(Flag(number) for number in range(2**8))
 _LOW = 0xFFFFFFFF
 _COMPLETE, _DIRECT = 0x8000, 0x4000
 _MAX_AGE_MS = 0x3FFF
+_EPOCHS_KNOWN = 16_384
+"""At rest all peers say the same of a ClusterIP again and again: of a thousand that is 4 MB."""
 # By what the last byte of an epoch report may be.
 _STATES = {number: tuple(bool(number >> bit & 1) for bit in range(7)) for number in range(2**7)}
 
@@ -184,16 +191,18 @@ def stamp(payload: bytes, keys: Sequence[bytes]) -> Stamp:
     if payload[0] != VERSION:
         raise Refused(Reason.VERSION)
     signed, tag = payload[:-TAG_BYTES], payload[-TAG_BYTES:]
-    if not any(hmac.compare_digest(_tag(signed, key), tag) for key in keys):
-        raise Refused(Reason.UNAUTHENTICATED)
-    return _head(payload)[1]
+    for key in keys:
+        if hmac.compare_digest(_tag(signed, key), tag):
+            return _head(payload)[1]
+    raise Refused(Reason.UNAUTHENTICATED)
 
 
-def parse(payload: bytes) -> Message:
-    """Return what a frame says that `stamp` took for authentic; raises Refused."""
+def parse(payload: bytes, newest: Mapping[bytes, Stamp] = _NONE_KNOWN) -> Message:
+    """Return what a frame says that `stamp` took for authentic; raises Refused. Peer reports that are no news, as
+    `newest` (the newest frame of each node, by its id) has that sequence or a newer one, are left out."""
     kind, sender = _head(payload)
     if kind == Kind.HEARTBEAT:
-        return _heartbeat(payload, sender)
+        return _heartbeat(payload, sender, newest)
     if kind == Kind.EPOCH_REQUEST:
         return _request(payload, sender)
     if kind == Kind.EPOCH_PIECE:
@@ -288,7 +297,7 @@ def _head(payload: bytes) -> tuple[int, Stamp]:
     return kind, Stamp(node, high << 32 | low, sequence_high << 32 | sequence_low)
 
 
-def _heartbeat(payload: bytes, sender: Stamp) -> Heartbeat:
+def _heartbeat(payload: bytes, sender: Stamp, newest: Mapping[bytes, Stamp]) -> Heartbeat:
     if len(payload) < HEARTBEAT_BYTES:
         raise Refused(Reason.MALFORMED)
     fields = _HEARTBEAT.unpack_from(payload, _HEAD.size)
@@ -300,8 +309,7 @@ def _heartbeat(payload: bytes, sender: Stamp) -> Heartbeat:
     end = len(payload) - TAG_BYTES
     if epochs_at > end or (end - epochs_at) % EPOCH_BYTES or peer_count > MAX_PEERS:
         raise Refused(Reason.MALFORMED)
-    new = tuple.__new__  # a tuple with a name costs twice as much by its own constructor
-    peers = _PEER.iter_unpack(payload[_RECORDS_AT:verdicts_at])
+    peers = _peers(payload[_RECORDS_AT:verdicts_at], newest)
     verdicts = _NUMBERED.iter_unpack(payload[verdicts_at:epochs_at])
     return Heartbeat(
         *sender,
@@ -310,32 +318,35 @@ def _heartbeat(payload: bytes, sender: Stamp) -> Heartbeat:
         hold_ms,
         group_size,
         smallest,
-        tuple(
-            [
-                new(
-                    PeerReport,
-                    (node, a << 32 | b, c << 32 | d, age & _MAX_AGE_MS, age >= _COMPLETE, age & _DIRECT != 0),
-                )
-                for node, a, b, c, d, age in peers
-            ]
-        ),
+        peers,
         tuple([Verdict(node, a << 32 | b) for node, a, b in verdicts]),
         _epochs(payload[epochs_at:end]),
         digest_high << 8 | digest_low,
     )
 
 
+def _peers(records: bytes, newest: Mapping[bytes, Stamp]) -> tuple[PeerReport, ...]:
+    new, known = tuple.__new__, newest.get  # a tuple with a name costs twice as much by its own constructor
+    found = []
+    for node, a, b, c, d, age in _PEER.iter_unpack(records):
+        incarnation, sequence = a << 32 | b, c << 32 | d
+        last = known(node)
+        if last is None or last[2] < sequence or last[1] != incarnation:
+            state = age & _MAX_AGE_MS, age >= _COMPLETE, age & _DIRECT != 0
+            found.append(new(PeerReport, (node, incarnation, sequence, *state)))
+    return tuple(found)
+
+
 def _epochs(records: bytes) -> tuple[EpochReport, ...]:
-    states = _STATES
-    try:
-        return tuple(
-            [
-                EpochReport(clusterip, a << 32 | b, c << 32 | d, *states[state])
-                for clusterip, a, b, c, d, state in _EPOCH.iter_unpack(records)
-            ]
-        )
-    except KeyError:
-        raise Refused(Reason.MALFORMED) from None
+    return tuple([_epoch(records[at : at + EPOCH_BYTES]) for at in range(0, len(records), EPOCH_BYTES)])
+
+
+@lru_cache(maxsize=_EPOCHS_KNOWN)
+def _epoch(record: bytes) -> EpochReport:
+    clusterip, a, b, c, d, state = _EPOCH.unpack(record)
+    if state not in _STATES:
+        raise Refused(Reason.MALFORMED)
+    return EpochReport(clusterip, a << 32 | b, c << 32 | d, *_STATES[state])
 
 
 def _request(payload: bytes, sender: Stamp) -> EpochRequest:

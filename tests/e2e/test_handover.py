@@ -9,17 +9,19 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from e2e.moving import NAMES, move_again_and_again, weigh
-from lab import clients, echoes, impact, takers
+from lab import clients, echoes, impact
 from lab.echoes import Conversation
 from lab.installation import DATAPLANE, SYNC, Installation, owner
-from lab.kernelstate import owned_buckets
+from lab.kernelstate import counters, owned_buckets
 from lab.progress import Silence
 from lab.servers import ECHO_PORT
+from lab.stream import streaming
 from lbless_api.clusterip import ClusterIP
 
 pytestmark = [pytest.mark.root, pytest.mark.apiserver]
 
 SYNS_PER_SECOND = 200
+STREAM_PER_SECOND, FLOWS, STREAMED_PORT, FIRST_PORT = 2_000, 32, 7_100, 50_000
 FEW = 60
 DRAIN_SECONDS = 3
 TAKEOVER_SECONDS = 1.0
@@ -97,18 +99,31 @@ def test_fifty_moves_without_a_redirect_break_nothing_and_answer_nothing_twice(
     lan, ip = lbless.lan, str(web.spec.ip)
     (engine,) = lbless.control_plane.api("GET", f"{NODES_PATH}/n1")["status"]["engines"]
     assert not any(capability.get("redirect") for capability in engine["capabilities"])
+    flows = [(source, FIRST_PORT + n) for n in range(4) for source in lan.client.addresses[: FLOWS // 4]]
     with (
         clients.asking(lan.client, ip, web.spec.hash, lan.owner_of, per_second=SYNS_PER_SECOND) as seen,
-        takers.watching(lan.nodes, ip) as watched,
+        streaming(lan.client, lan.nodes, ip, STREAMED_PORT, flows, per_second=STREAM_PER_SECOND) as stream,
     ):
         moves = move_again_and_again(lbless, web)
         time.sleep(1)  # a span, for what the last move may have harmed
-    found = seen.impact()
-    gaps = [gap.seconds for gap in watched.gaps()]
-    spread = [(impact.quantile(gaps, part) or 0) * 1000 for part in (0.5, 0.99, 1)]
-    print(f"{len(gaps)} gaps, in ms: median {spread[0]:.1f}, p99 {spread[1]:.1f}, worst {spread[2]:.1f}")
-    print(f"{found}\n{moves} epochs; the clients were late by {seen.late_seconds * 1000:.0f} ms at most")
+    found, handoffs = seen.impact(), stream.handoffs()
+    opened = {node.name: counters(node)["opened"] for node in lan.nodes}
+    print(f"\n{moves} epochs, {len(handoffs)} handoffs; tokens that opened something: {opened}")
+    for what, values in (
+        ("gap", [one.seconds for one in handoffs]),
+        ("apart", [one.apart for one in handoffs]),
+    ):
+        spread = [(impact.quantile(values, part) or 0) * 1000 for part in (0.5, 0.9, 0.99, 1)]
+        print(
+            f"{what}, ms: median {spread[0]:.1f}, p90 {spread[1]:.1f}, p99 {spread[2]:.1f}, worst {spread[3]:.1f}"
+        )
+    print(
+        f"{stream.sent} datagrams, {stream.lost()} kept by nobody, sent late by {stream.late_seconds * 1000:.0f} ms"
+    )
+    print(f"{found}\nthe clients were late by {seen.late_seconds * 1000:.0f} ms at most")
     assert {(row.twice, row.broken) for row in found.rows} == {(0, 0)}
+    assert stream.twice() == []
+    assert sum(opened.values()) > len(handoffs) / 2
 
 
 def test_a_node_whose_connection_tracking_is_liberal_finishes_nothing_and_both_say_what_to_do(

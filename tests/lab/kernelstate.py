@@ -42,6 +42,13 @@ def traces(node: Host, ip: str, mac: str) -> Traces:
     )
 
 
+def counters(node: Host) -> dict[str, int]:
+    """How many packets met each end in the rules of a node, by the counter's name."""
+    listing = node.run(["nft", "--json", "list", "counters", "table", "ip", "lbless"])
+    found = (entry.get("counter") for entry in json.loads(listing.stdout)["nftables"])
+    return {one["name"]: one["packets"] for one in found if one}
+
+
 def owned_buckets(node: Host, ip: str) -> BucketSet:
     """The buckets of an address in which the node's rules take new flows: elements `address . bucket` of the sets of
     those that it owns, or has just gained."""

@@ -20,6 +20,7 @@ from lbless_api.hashing import MAX_BUCKETS, HashFunction, HashMode
 from lbless_api.mac import default_mac
 from lbless_nodeagent.dataplane.engine import NOTHING, Engine, EngineError, Vip, Wanted
 from lbless_nodeagent.dataplane.moving import Moving
+from lbless_nodeagent.dataplane.opening import TOKEN_BYTES
 
 HTTP = (PortRange(Protocol.TCP, 80, 80), PortRange(Protocol.TCP, 8000, 8010))
 PODS = frozenset({IPv4Network("10.244.1.0/24")})
@@ -75,6 +76,7 @@ def moves(engine: Engine, one: Vip) -> list[Vip]:
     elsewhere = ((IPv4Address("10.8.1.2"), low), (IPv4Address("10.8.1.3"), high))
     stages = [
         (low, Moving(standby=high)),
+        (low, Moving(standby=high, openings=((b"1" * TOKEN_BYTES, high),) if high else ())),
         (low, Moving(fresh=high)),
         (BucketSet(), Moving(fresh=high, drain=low)),
         (high, Moving(drain=low, redirect=to[:1])),

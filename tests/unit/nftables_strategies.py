@@ -10,6 +10,7 @@ from lbless_api.clusterip import HashParameters, PortRange, Protocol, SourceMAC
 from lbless_api.hashing import HashFunction, HashMode
 from lbless_nodeagent.dataplane.engine import Vip, Wanted
 from lbless_nodeagent.dataplane.moving import AT_REST, Moving
+from lbless_nodeagent.dataplane.opening import TOKEN_BYTES
 
 seeds = st.one_of(st.sampled_from([0, 1, 0xFFFFFFFF]), st.integers(0, 0xFFFFFFFF))
 
@@ -47,7 +48,8 @@ def port_lists(draw: st.DrawFn) -> tuple[PortRange, ...]:
 
 @st.composite
 def movings(draw: st.DrawFn, buckets: int, owned: BucketSet) -> Moving:
-    """Any states of some of the buckets that are not owned, and ways for some of those that drain."""
+    """Any states of some of the buckets that are not owned, ways for some of those that drain, and tokens for
+    some of those in standby."""
     free = [bucket for bucket in range(buckets) if bucket not in owned]
     some = draw(st.lists(st.sampled_from(free), max_size=24, unique=True)) if free else []
     states: list[list[int]] = [[], [], [], []]
@@ -59,7 +61,12 @@ def movings(draw: st.DrawFn, buckets: int, owned: BucketSet) -> Moving:
         if draw(st.booleans()):
             ways.setdefault(IPv4Address("10.8.1.0") + draw(st.integers(0, 2)), []).append(bucket)
     redirect = tuple(sorted((address, BucketSet(to)) for address, to in ways.items()))
-    return Moving(standby, fresh, drain, ending, redirect)
+    opened: dict[bytes, list[int]] = {}
+    for bucket in standby:
+        if draw(st.booleans()):
+            opened.setdefault(bytes([draw(st.integers(1, 3))]) * TOKEN_BYTES, []).append(bucket)
+    openings = tuple(sorted((token, BucketSet(to)) for token, to in opened.items()))
+    return Moving(standby, fresh, drain, ending, redirect, openings)
 
 
 @st.composite

@@ -109,9 +109,11 @@ UNSERVED_SECONDS = {
 """For how long nobody takes new flows, at most; 0 where it is not said."""
 
 
-def interrupted(interruption: Interruption, point: int, to: list[str] | None = None) -> tuple[World, Verdict]:
+def interrupted(
+    interruption: Interruption, point: int, to: list[str] | None = None, *, redirect: bool = True
+) -> tuple[World, Verdict]:
     """Move n0's share to n1, interrupt that, and judge from then on; `to` are those that are told of the move."""
-    world = World(point, 3)
+    world = World(point, 3, redirect=redirect)
     world.start(spread=0.01)
     world.run(1.5)
     world.assign(UID, {"n0": 1, "n2": 1})
@@ -136,6 +138,51 @@ def test_at_no_point_do_two_nodes_take_a_flow_or_reset_anothers_and_while_all_li
         if interruption in ALL_LIVE:
             assert verdict.abandoned == 0, world.record.timeline(2.4)
             assert verdict.unserved <= UNSERVED_SECONDS.get(interruption, 0), world.record.timeline(2.4)
+
+
+@pytest.mark.parametrize("interruption", INTERRUPTIONS, ids=lambda one: one.__name__)
+def test_the_same_where_nothing_is_sent_on_and_the_former_owners_kernel_opens_the_new_owners(
+    interruption: Interruption,
+):
+    for point in range(POINTS + 1):
+        world, verdict = interrupted(interruption, point, redirect=False)
+        assert (verdict.double, verdict.reset) == (0, 0), (verdict.details, world.record.timeline(2.4))
+        assert verdict.unserved < 0.9, world.record.timeline(2.4)
+        if interruption in ALL_LIVE:
+            assert verdict.abandoned == 0, world.record.timeline(2.4)
+            assert verdict.unserved <= 0.3, world.record.timeline(2.4)
+
+
+def gap(seed: int, *, loss: bool) -> float:
+    """For how many seconds the buckets of a move were nobody's where processes wait long for a processor; `loss`: the
+    tokens are lost."""
+    world = World(seed, 3, redirect=False)
+    world.start(spread=0.01)
+    world.run(1.5)
+    world.assign(UID, {"n0": 1, "n2": 1})
+    world.run(1)
+    for node in world.nodes.values():
+        node.late, node.programming_delay = 0.03, 0.02
+        if loss:
+            node.take = ignore
+    began = world.now
+    world.assign(UID, {"n1": 1, "n2": 1}, spread=0.002)
+    world.run(6)
+    verdict = world.record.judge([UID], BUCKETS, began, world.now, {0})
+    assert (verdict.double, verdict.reset, verdict.abandoned) == (0, 0, 0)
+    return verdict.unserved
+
+
+def ignore(_: bytes) -> None:
+    """What a node does with a token that never comes to it."""
+
+
+def test_a_token_spares_the_gap_the_processes_and_one_that_is_lost_costs_that_gap():
+    with_tokens, without = ([gap(seed, loss=loss) for seed in range(10)] for loss in (False, True))
+    shown = [[round(g * 1000, 1) for g in sorted(gaps)] for gaps in (with_tokens, without)]
+    print(f"unserved with tokens {shown[0]} ms, without {shown[1]} ms")
+    assert max(with_tokens) < 0.005
+    assert 0.01 < min(without) <= max(without) < 0.2
 
 
 def test_one_whose_api_is_away_learns_of_the_move_from_its_peers_and_the_move_completes():

@@ -43,8 +43,8 @@ def resumed(*named: Named, peers: tuple[tuple[bytes, int], ...] = ()) -> Members
 def test_a_process_that_resumes_where_nobody_was_ever_heard_still_waits_for_the_others_to_lose():
     machine = resumed(NAMED, NEVER_HEARD)
     assert not machine.tick(NOW).view.use["u"].gain
-    assert not machine.tick(NOW + TIMES.dead - 0.05).view.use["u"].gain
-    assert machine.tick(NOW + TIMES.dead + 0.05).view.use["u"].gain
+    assert not machine.tick(NOW + TIMES.dead + TIMES.hold - 0.05).view.use["u"].gain
+    assert machine.tick(NOW + TIMES.dead + TIMES.hold + 0.05).view.use["u"].gain
 
 
 def test_a_process_that_resumes_gains_nothing_until_each_peer_has_said_whether_it_owns_something():

@@ -189,7 +189,7 @@ def _reconciler(
         except (files.UnwritableError, files.LockedError) as error:
             raise Fatal(str(error)) from None
         try:
-            identity, shares = _membership(options, choice, tick)
+            identity, shares = _membership(options, choice, tick, keys)
             reconciler = _reconciler_of(options, choice, identity, shares)
             yield reconciler, choice
             reconciler.close()
@@ -216,7 +216,7 @@ def _lock(path: Path, stop: StopSignal | None) -> int:
 
 
 def _membership(
-    options: argparse.Namespace, choice: Choice, tick: TickProcess | None
+    options: argparse.Namespace, choice: Choice, tick: TickProcess | None, keys: KeyFile | None
 ) -> tuple[IdentityFile, Shares | None]:
     """The incarnations, and with heartbeats the shares."""
     identity = IdentityFile(options.state_dir)
@@ -231,7 +231,7 @@ def _membership(
         fenced=not choice.report.unfenced,
         lease_left=choice.engine.lease_left,
     )
-    return identity, Shares(options.node, ports, Drains(Flows().count))
+    return identity, Shares(options.node, ports, Drains(Flows().count), keys)
 
 
 def _keys(path: Path) -> KeyFile:

@@ -134,6 +134,29 @@ def step(now: Share, order: Order, elapsed: Elapsed) -> Share:
     return Share(owned, Moving(standby, fresh, drain, ending, redirect))
 
 
+def given_up(before: Share, after: Share, epoch: Epoch, me: bytes) -> dict[bytes, BucketSet]:
+    """What each node (its id) may take as soon as this one (`me`) does `after` instead of `before`, because of the
+    buckets that move to it by `epoch` this one took just these until then: so nobody else did."""
+    found = {}
+    for move in epoch.moves:
+        had = move.buckets & before.taking
+        if move.source == me and had and had.isdisjoint(after.taking):
+            found[move.destination] = had
+    return found
+
+
+def expected(share: Share, epoch: Epoch, former: Epoch, me: bytes) -> dict[bytes, BucketSet]:
+    """From which node (its id) this one expects each bucket for which it stands by, as far as the epoch that it used
+    before says who took it. That may be wrong, and then is not what `given_up` says there."""
+    had = {one.node: one.buckets for one in former.assignments}
+    found = {}
+    for move in epoch.moves:
+        buckets = share.moving.standby & move.buckets & had.get(move.source, NOTHING)
+        if move.destination == me and buckets:
+            found[move.source] = buckets
+    return found
+
+
 def without_moves(order: Order) -> Order:
     """The same for an engine that can do no more than own: it loses at once, and gains when nobody else takes."""
     return Order(order.mine, order.gain)

@@ -29,8 +29,8 @@ REPORT_SECONDS = 1.5
 THOROUGH_SECONDS, THOROUGH_AT_MOST_SECONDS = 30.0, 300.0
 """What no notification told of is found by passes that believe nothing: one of files and links, and at
 another time one of the rules, so that neither keeps a repair waiting for long."""
-THOROUGH_REST = 200
-"""So many times as long as such a pass took is the way to the next one: none takes more than 0.5 % of a core."""
+THOROUGH_REST = 500
+"""So many times as long as such a pass took is the way to the next one: none takes more than 0.2 % of a core."""
 
 _STOPPING_SECONDS = 0.05
 _STOP_AT_MOST_SECONDS = 3.0

@@ -27,6 +27,8 @@ class Moving:
     - `ending`: drained. As foreign, but what had passed the first stage as `drain` still finds its second stage.
 
     `redirect` is sorted, and its buckets are among `drain`: the node address of each new owner, with what goes to it.
+    `openings` is sorted, and its buckets are among `standby`, each once: the token of a former owner (`opening`), with
+    what is `fresh` from its arrival on.
     """
 
     standby: BucketSet = _NONE
@@ -34,6 +36,7 @@ class Moving:
     drain: BucketSet = _NONE
     ending: BucketSet = _NONE
     redirect: tuple[tuple[IPv4Address, BucketSet], ...] = ()
+    openings: tuple[tuple[bytes, BucketSet], ...] = ()
 
     @property
     def buckets(self) -> BucketSet:

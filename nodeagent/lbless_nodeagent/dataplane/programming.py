@@ -6,6 +6,7 @@ Owns the isolation of a Vip at fault and the back-off after failures. What is wa
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -48,6 +49,8 @@ class Programming:
         self.repairs = 0
         self.applications = 0
         """How often the kernel was written, or may have been."""
+        self.written_at = 0.0
+        """When that was last done (`time.monotonic`)."""
         self._applied: Wanted | None = None
         self._intact = False
         self._busy = False  # at the last `apply`
@@ -208,6 +211,7 @@ class Programming:
             self._busy = isinstance(error, EngineBusyError)
             return str(error)
         self._busy = False
+        self.written_at = time.monotonic()
         self.installed, self.local_sources = wanted.vips, wanted.local_sources
         self._applied, self._intact = wanted, True
         return None

@@ -9,20 +9,34 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
+from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import Assignment, ClusterIP, parse_clusterip
 from lbless_api.epoch_document import split
 from lbless_api.fields import Invalid
+from lbless_api.heartbeat import node_id
 from lbless_api.interfaces import Interface, choose_interface
 from lbless_nodeagent.dataplane.desired import Document
 from lbless_nodeagent.dataplane.draining import Drains
 from lbless_nodeagent.dataplane.engine import Vip
-from lbless_nodeagent.dataplane.handover import Order, Share, order_of, step, without_moves
+from lbless_nodeagent.dataplane.handover import (
+    Order,
+    Share,
+    expected,
+    given_up,
+    order_of,
+    step,
+    without_moves,
+)
+from lbless_nodeagent.dataplane.keyfile import KeyFile
 from lbless_nodeagent.dataplane.membership import Epoch, Kept, Use, epoch_of
 from lbless_nodeagent.dataplane.moving import AT_REST, Moving
+from lbless_nodeagent.dataplane.opener import Opener
+from lbless_nodeagent.dataplane.opening import GUARD_SECONDS, token
 from lbless_nodeagent.dataplane.ports import Port, Ports
 from lbless_nodeagent.dataplane.tick.messages import Applied, Forgotten, Known, Learnt
 
@@ -40,7 +54,8 @@ class _Followed:
     """A ClusterIP as it is followed, by which document, epoch and order, and from what that was computed.
 
     `share` is what the kernel is to do. `complete`: the newest epoch by which this node was to have all that is its own
-    and nothing else; what it is still to gain or lose by a newer one waits for others.
+    and nothing else; what it is still to gain or lose by a newer one waits for others. `by` is the
+    epoch of the document, `former` the one before, each None where none was in use.
     """
 
     cause: tuple[object, ...]
@@ -50,17 +65,32 @@ class _Followed:
     order: Order
     share: Share
     complete: int
+    by: Epoch | None
+    former: Epoch | None
+
+
+@dataclass(frozen=True, slots=True)
+class _GivingUp:
+    """What the next change of the kernel gives up, by an epoch, and which node (its id) may take it then."""
+
+    epoch: int
+    taken: Mapping[bytes, BucketSet]
 
 
 class Shares:
     """All ClusterIPs of a node that has heartbeats."""
 
-    def __init__(self, node: str, ports: Ports, drains: Drains) -> None:
-        self._node = node
+    def __init__(self, node: str, ports: Ports, drains: Drains, keys: KeyFile | None = None) -> None:
+        """`keys`: without them what moves is never opened at once (`opening`)."""
+        self._node, self._id = node, node_id(node)
+        self._keys = keys
+        self._opener = Opener()
         self.ports = ports
         self.drains = drains
         self.can_move = True
         """Whether the kernel can do what `Moving` says; where it cannot, buckets are lost and gained at once."""
+        self.can_redirect = True
+        """Whether it can send on what it has given up: then nothing waits for the new owners."""
         self._documents: dict[str, dict[int, Document]] = {}
         self._epochs: dict[tuple[str, int], Epoch] = {}
         self._placed: dict[str, tuple[ClusterIP, str | None]] = {}
@@ -68,6 +98,7 @@ class Shares:
         self._interfaces: Sequence[Interface] = ()
         self._learnt: dict[str, Document] = {}
         self._followed: dict[str, _Followed] = {}
+        self._giving_up: dict[str, _GivingUp] = {}
         self._result: Mapping[str, ClusterIP] = {}
         self._holders: dict[IPv4Address, str] = {}
         """Whose each address was in the last decision: of two ClusterIPs with one address only one has it."""
@@ -129,6 +160,25 @@ class Shares:
         followed = self._followed.get(uid)
         return followed.share.moving if followed else AT_REST
 
+    def open_elsewhere(self, installed: Vips, indexes: Mapping[str, int], written_at: float) -> None:
+        """Tell the kernels of the new owners what this node's has given up with what it was written at that time
+        (`time.monotonic`)."""
+        given, self._giving_up = self._giving_up, {}
+        tokens = []
+        for uid, giving_up in given.items():
+            followed, interface = self._followed.get(uid), self._placed[uid][1]
+            has = self._has(followed.clusterip, installed) if followed else None
+            if followed is None or has is None or interface is None or interface not in indexes:
+                continue
+            for destination, buckets in giving_up.taken.items():
+                if buckets.isdisjoint(has.taking):
+                    made = self._token(uid, giving_up.epoch, (self._id, destination), buckets)
+                    tokens.append((indexes[interface], followed.clusterip.spec.ip, made))
+        while tokens and time.monotonic() < written_at + GUARD_SECONDS:
+            pass  # who sleeps that short may wake much later
+        for one in tokens:
+            self._opener.send(*one)
+
     def confirm(self, installed: Vips, decided: Mapping[str, Vip], applications: int) -> None:
         """Tell the tick process what the kernel follows. `decided` are the Vips that were wanted, by UID;
         `applications` counts how often the kernel was written."""
@@ -173,12 +223,41 @@ class Shares:
             return last.clusterip
         order = self._order(uid, use, port, last)
         share = step(has, order, elapsed) if port.view.version else has
+        by, former = self._used(uid, use, last)
+        if by and former and use.acting is None and (order.leaving or share.moving.standby):
+            share = self._opening(uid, has, share, by, former)
         followed = _as_followed(document.clusterip, newest.clusterip, self._node, share)
         if last and last.clusterip == followed and last.share.moving == share.moving:
             followed = last.clusterip
         completed = use.epoch if share.taking == order.mine else (last.complete if last else 0)
-        self._followed[uid] = _Followed(cause, followed, document, use.epoch, order, share, completed)
+        self._followed[uid] = _Followed(
+            cause, followed, document, use.epoch, order, share, completed, by, former
+        )
         return followed
+
+    def _used(self, uid: str, use: Use, last: _Followed | None) -> tuple[Epoch | None, Epoch | None]:
+        """The epoch by which a ClusterIP is followed, and the one before."""
+        by = self._epochs.get((uid, use.epoch)) if use.epoch else None
+        if last is None or by is last.by:
+            return by, last.former if last else None
+        return by, last.by
+
+    def _opening(self, uid: str, has: Share, share: Share, epoch: Epoch, former: Epoch) -> Share:
+        """Note what this step gives up for others to open, and return it with what they open here."""
+        if not self._keys or not self.can_move:
+            return share
+        taken = given_up(has, share, epoch, self._id) if not self.can_redirect else {}
+        if taken:
+            self._giving_up[uid] = _GivingUp(epoch.number, taken)
+        openings = sorted(
+            (self._token(uid, epoch.number, (source, self._id), buckets), buckets)
+            for source, buckets in expected(share, epoch, former, self._id).items()
+        )
+        return replace(share, moving=replace(share.moving, openings=tuple(openings))) if openings else share
+
+    def _token(self, uid: str, epoch: int, way: tuple[bytes, bytes], buckets: BucketSet) -> bytes:
+        keys = self._keys.keys if self._keys else ()
+        return token(keys[0] if keys else b"", uid, epoch, way, buckets)
 
     def _has(self, clusterip: ClusterIP, installed: Vips) -> Share | None:
         """What the kernel does of it; None where it keeps something of another way to hash."""

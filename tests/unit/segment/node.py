@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from lbless_api.buckets import BucketSet
 from lbless_api.heartbeat import Flag, Heartbeat, node_id
-from lbless_nodeagent.dataplane.handover import Elapsed, Order, Share, order_of, step
+from lbless_nodeagent.dataplane.handover import (
+    Elapsed,
+    Order,
+    Share,
+    expected,
+    given_up,
+    order_of,
+    step,
+)
 from lbless_nodeagent.dataplane.membership import Epoch, Intent, Kept, Membership, Memory, View
+from lbless_nodeagent.dataplane.moving import Moving
+from lbless_nodeagent.dataplane.opening import GUARD_SECONDS, token
 
 if TYPE_CHECKING:
     from unit.segment.world import World
@@ -40,6 +52,10 @@ class Node:
         """How long the flows of a bucket go on after it was given up, seconds."""
         self.stepped: dict[str, int] = {}
         """By which epoch each ClusterIP was followed last."""
+        self.followed: dict[str, tuple[Epoch | None, Epoch | None]] = {}
+        """The epoch by which it was followed last, and the one before."""
+        self.opened: set[bytes] = set()
+        """The tokens that its kernel has taken."""
         self.given_up: dict[tuple[str, int], float] = {}
         self.ending: dict[tuple[str, int], float] = {}
         self.lease_end: float | None = None
@@ -72,7 +88,7 @@ class Node:
         if self.on:
             return
         self.on, self.frozen, self.paused = True, False, False
-        self.kernel, self.lease_end, self.socket = {}, None, []
+        self.kernel, self.lease_end, self.socket, self.opened = {}, None, [], set()
         self.begin(None)
 
     def begin(self, resumed: Memory | None) -> None:
@@ -93,6 +109,7 @@ class Node:
         )
         self.incarnation = self.machine.incarnation
         self.view, self.applying, self.paused, self.socket = View(), False, False, []
+        self.followed = {}
         self.calm = False
         self.programming_stuck = False
         self.note(f"starts as incarnation {self.incarnation}{' again' if runs else ''}")
@@ -295,6 +312,8 @@ class Node:
             order = order_of(epoch, view, self.name, anew=anew) if epoch else Order()
             self.stepped[uid] = use.epoch if use else 0
             wanted = step(present, order, self._elapsed(uid, present))
+            if not self.world.redirect:
+                wanted = self._opening(uid, present, wanted, use.epoch if use and use.acting is None else 0)
             if wanted != present:
                 self.kernel[uid] = wanted
                 self._note_abandoned(uid, present, wanted)
@@ -325,6 +344,46 @@ class Node:
             self.world.after(0.02, lambda: self._apply(life))
         delay = self.world.random.uniform(0.0001, 0.001)
         self.world.after(delay, lambda: self._confirmed(life, view.version, confirm))
+
+    def _opening(self, uid: str, present: Share, wanted: Share, number: int) -> Share:
+        """As `shares` does: send the tokens for what this step gives up, and expect those for what it awaits."""
+        by, former = self.documents.get(uid, {}).get(number), None
+        if uid in self.followed:
+            last, before = self.followed[uid]
+            former = before if by is last else last
+        self.followed[uid] = by, former
+        if by is None or former is None:
+            return wanted
+        for heir, buckets in given_up(present, wanted, by, self.node).items():
+            made = token(b"", uid, number, (self.node, heir), buckets)
+            delay = GUARD_SECONDS + self.world.random.uniform(0, 0.001)  # the process is at work
+            self.world.after(delay, lambda made=made, life=self.life: self._open(life, made))
+        openings = (
+            (token(b"", uid, number, (source, self.node), buckets), buckets)
+            for source, buckets in expected(wanted, by, former, self.node).items()
+        )
+        return replace(
+            wanted, moving=replace(wanted.moving, openings=tuple(sorted(openings, key=itemgetter(0))))
+        )
+
+    def _open(self, life: int, made: bytes) -> None:
+        if self.life != life or not self.on:
+            return
+        if self.programming_stuck or self.frozen:
+            self.world.after(0.01, lambda: self._open(life, made))
+            return
+        self.world.open(self, made)
+
+    def take(self, made: bytes) -> None:
+        """A datagram arrives that opens buckets: the kernel alone takes it."""
+        known = {one for share in self.kernel.values() for one, _ in share.moving.openings}
+        if self.on and self.can_receive and not self.frozen and made in known:
+            self.opened.add(made)
+            self.changed()
+
+    def leased(self) -> bool:
+        """Whether its kernel has a lease."""
+        return self.on and self.lease_end is not None and self.lease_end > self.clock()
 
     def _elapsed(self, uid: str, share: Share) -> Elapsed:
         """What time has decided about this node's buckets of a ClusterIP."""
@@ -370,11 +429,20 @@ class Node:
         self.world.record.kernel(
             self.world.now,
             self.name,
-            dict(self.kernel) if serves else {},
+            {uid: self._effective(share) for uid, share in self.kernel.items()} if serves else {},
             lease,
             reached=self.can_receive,
             side=self.world.lan.side.get(self.name, 0),
         )
+
+    def _effective(self, share: Share) -> Share:
+        """What its kernel does, where tokens have opened some of it."""
+        if self.world.redirect:
+            return share
+        moving = share.moving
+        opened = BucketSet(b for one, buckets in moving.openings if one in self.opened for b in buckets)
+        fresh = moving.fresh | opened
+        return replace(share, moving=Moving(moving.standby - opened, fresh, moving.drain, moving.ending))
 
     def note(self, text: str) -> None:
         """A line of the history."""

@@ -23,7 +23,7 @@ def play(
 ) -> tuple[World, Verdict]:
     """Let the faults happen, each some seconds after the former one; half of what failed comes back between
     two. Returns what clients met meanwhile, and raises AssertionError if all is not served in the end."""
-    world = World(seed, nodes, clusterips=clusterips)
+    world = World(seed, nodes, clusterips=clusterips, redirect=seed % 2 == 0)
     world.settle()
     began = world.now
     for fault, pause in zip(faults, pauses, strict=True):

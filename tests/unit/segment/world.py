@@ -69,7 +69,10 @@ class World:
         times: Times | None = None,
         machine: type[Membership] = Membership,
         traffic: bool = True,
+        redirect: bool = True,
     ) -> None:
+        """`redirect`: the kernels can send on what a node has given up; where not, new owners' are opened."""
+        self.redirect = redirect
         self.random = random.Random(seed)
         self.seed, self.times, self.machine = seed, times or Times.of_tick(0.1), machine
         self.now = 0.0
@@ -173,6 +176,16 @@ class World:
                 arrival = max(arrival, self._latest.get((sender.name, node.name), 0.0))
                 self._latest[sender.name, node.name] = arrival
             self.after(arrival - self.now, lambda n=node: n.arrive(heartbeat))
+
+    def open(self, sender: Node, token: bytes) -> None:
+        """A datagram that opens buckets leaves a node's kernel, which lets none out without a lease."""
+        if not (sender.can_send and sender.leased()):
+            return
+        for node in self.nodes.values():
+            if node is sender or not self.lan.carries(sender.name, node.name):
+                continue
+            if self.random.random() >= self.lan.loss.get(node.name, self.lan.loss.get("", 0.0)):
+                self.after(self.lan.delay(self.random), lambda n=node: n.take(token))
 
     def replay(self, heartbeat: Heartbeat) -> None:
         """Somebody sends a frame again that was heard before."""

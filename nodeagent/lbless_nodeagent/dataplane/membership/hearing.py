@@ -149,7 +149,7 @@ class Hearing(State):
                 return
             standing = self.standings[report.clusterip] = Standing("", report.clusterip)
         known = standing.reports.get(peer.node)
-        if known == report:
+        if known is report or known == report:
             return
         peer.digest ^= (known.mark() if known else 0) ^ report.mark()
         if report.held:

@@ -23,17 +23,22 @@ from lbless_nodeagent.dataplane.nftables.names import (
     PORTS,
     SHARED,
     SOURCE_MACS,
+    TOKENS,
     VIPS,
     Family,
     Role,
     bucket_set,
+    opening_map,
     redirect_map,
 )
+from lbless_nodeagent.dataplane.opening import mark
 
 Elements = list[str] | list[bytes]
-"""As nft writes them; or packed: the address, a bucket where the key has one, and a value where a map gains it."""
+"""As nft writes them; or packed: the address, a bucket or a token where the key has one, and a value where a map
+gains it."""
 
-_REDIRECT = "redirect"
+_REDIRECT, _OPENING = "redirect", "opening"
+_TOKENS = SetName(Family.IP, TOKENS)
 _MOVING = SetName(Family.IP, MOVING)
 _What = SetName | str
 """A set or map, or the role that one of each group has."""
@@ -44,6 +49,8 @@ _STEPS: tuple[tuple[str, _What], ...] = (
     ("delete", Role.STANDBY),
     ("delete", Role.DRAIN),
     ("delete", _REDIRECT),
+    ("delete", _OPENING),
+    ("delete", _TOKENS),
     ("delete", SetName(Family.IP, VIPS)),
     ("delete", SetName(Family.IP, JUDGED)),
     ("delete", SetName(Family.IP, ANSWERS)),
@@ -64,6 +71,8 @@ _STEPS: tuple[tuple[str, _What], ...] = (
     ("add", Role.LEAVING),
     ("add", _REDIRECT),
     ("add", Role.DRAIN),
+    ("add", _TOKENS),
+    ("add", _OPENING),
     ("add", Role.STANDBY),
     ("add", Role.FRESH),
     ("add", Role.OWNED),
@@ -77,6 +86,7 @@ _STEPS: tuple[tuple[str, _What], ...] = (
 _PLACES = {step: place for place, step in enumerate(_STEPS)}
 _GIVES_UP = _PLACES["delete", Role.OWNED]
 _EMPTY = BucketSet()
+_MARK = struct.Struct("=L")
 _NUMBERS = [struct.pack("=L", bucket) for bucket in range(BucketSet.LIMIT)]
 
 
@@ -110,6 +120,22 @@ class Changes:
             new = [packed + _NUMBERS[b] + to.packed for b, to in to_be.items() if there.get(b) != to]
             self._put("delete", _REDIRECT, group, gone)
             self._put("add", _REDIRECT, group, new)
+        self._gather_openings(packed, old, wanted)
+
+    def _gather_openings(self, packed: bytes, old: Footprint, wanted: Footprint) -> None:
+        for group in old.openings.keys() | wanted.openings.keys():
+            there, to_be = (
+                {bucket: number for number, buckets in one.openings.get(group, ()) for bucket in buckets}
+                for one in (old, wanted)
+            )
+            gone = [packed + _NUMBERS[b] for b, number in there.items() if to_be.get(b) != number]
+            new = [packed + _NUMBERS[b] + _MARK.pack(n) for b, n in to_be.items() if there.get(b) != n]
+            self._put("delete", _OPENING, group, gone)
+            self._put("add", _OPENING, group, new)
+        if old.tokens != wanted.tokens:
+            self._put("delete", _TOKENS, None, [packed + one for one in sorted(old.tokens - wanted.tokens)])
+            added = sorted(wanted.tokens - old.tokens)
+            self._put("add", _TOKENS, None, [packed + one + _MARK.pack(mark(one)) for one in added])
 
     def merge(self, other: Changes) -> None:
         """Add what `other` has gathered of other addresses."""
@@ -137,7 +163,8 @@ def _name(what: _What, group: HashParameters | None) -> SetName:
     if isinstance(what, SetName):
         return what
     assert group is not None  # noqa: S101 - for the type checker
-    return SetName(Family.IP, redirect_map(group) if what == _REDIRECT else bucket_set(group, Role(what)))
+    named = {_REDIRECT: redirect_map, _OPENING: opening_map}.get(what)
+    return SetName(Family.IP, named(group) if named else bucket_set(group, Role(what)))
 
 
 def _by_bucket(redirects: Redirects) -> dict[int, IPv4Address]:

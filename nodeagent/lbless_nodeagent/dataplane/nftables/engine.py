@@ -26,6 +26,7 @@ from lbless_nodeagent.dataplane.nftables.monitor import Monitor
 from lbless_nodeagent.dataplane.nftables.names import TABLE, Family, valid_interface
 from lbless_nodeagent.dataplane.nftables.netlink import Reader
 from lbless_nodeagent.dataplane.nftables.transactions import MAX_ELEMENTS, BucketChange, Held
+from lbless_nodeagent.dataplane.opening import mark
 
 _LOG = logging.getLogger(__name__)
 
@@ -279,4 +280,11 @@ def _fault(vip: Vip) -> str | None:
     addresses = [address for address, _ in moving.redirect]
     if not clear or addresses != sorted(set(addresses)):
         return "where the packets of its draining buckets go is not clear"
+    opened = [buckets for _, buckets in moving.openings]
+    standby = BucketSet(bucket for buckets in opened for bucket in buckets)
+    clear = sum(map(len, opened)) == len(standby) and all(opened) and standby.issubset(moving.standby)
+    tokens = [token for token, _ in moving.openings]
+    marks = {mark(token) for token in tokens} - {0}
+    if not clear or tokens != sorted(tokens) or len(marks) != len(tokens):
+        return "what opens its buckets in standby is not clear"
     return None

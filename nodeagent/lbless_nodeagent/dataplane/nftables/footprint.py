@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from lbless_api.buckets import BucketSet
@@ -33,6 +33,7 @@ from lbless_nodeagent.dataplane.nftables.names import (
     group_of_entry,
     judged_chain,
 )
+from lbless_nodeagent.dataplane.opening import mark
 
 PROTOCOL_NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
 
@@ -47,6 +48,8 @@ class SetName:
 
 Redirects = tuple[tuple[IPv4Address, BucketSet], ...]
 """As in `Moving`."""
+Openings = tuple[tuple[int, BucketSet], ...]
+"""The mark of each token, sorted, with the buckets that it opens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class Footprint:
     `entries` are pairs of the interface and the chain that its packets go to, `judged` the chains of the second
     stage, `answers` those for its answers to SYNs; `arp_interfaces` the interfaces on which ARP for it is
     answered. An address that is `shared` without an entry is dropped everywhere. No set of `buckets` and none of
-    `redirects` is empty; where `moving` is false, only those that are owned count.
+    `redirects` and `openings` is empty; where `moving` is false, only those that are owned count.
     """
 
     shared: bool = False
@@ -67,6 +70,8 @@ class Footprint:
     buckets: Mapping[tuple[Role, HashParameters], BucketSet] = field(default_factory=dict)
     moving: bool = False
     redirects: Mapping[HashParameters, Redirects] = field(default_factory=dict)
+    openings: Mapping[HashParameters, Openings] = field(default_factory=dict)
+    tokens: frozenset[bytes] = frozenset()
     arp_shared: bool = False
     arp_interfaces: frozenset[str] = frozenset()
     mac: str | None = None
@@ -74,7 +79,14 @@ class Footprint:
 
     def differs_in_buckets_only(self, other: Footprint) -> bool:
         """Whether the other is the same but for buckets, their states included."""
-        same = replace(self, buckets=other.buckets, moving=other.moving, redirects=other.redirects)
+        same = replace(
+            self,
+            buckets=other.buckets,
+            moving=other.moving,
+            redirects=other.redirects,
+            openings=other.openings,
+            tokens=other.tokens,
+        )
         return same == other
 
 
@@ -93,6 +105,8 @@ def footprint(vip: Vip, *, redirect: bool = True) -> Footprint:
         buckets=_buckets(vip, redirect=redirect),
         moving=moving,
         redirects={vip.hash: vip.moving.redirect} if redirect and vip.moving.redirect else {},
+        openings={vip.hash: _openings(vip.moving)} if vip.moving.openings else {},
+        tokens=frozenset(token for token, _ in vip.moving.openings),
         arp_shared=True,
         arp_interfaces=frozenset({vip.interface}),
         mac=vip.mac,
@@ -114,6 +128,10 @@ def _buckets(vip: Vip, *, redirect: bool) -> dict[tuple[Role, HashParameters], B
     return {(role, vip.hash): buckets for role, buckets in all_of_them.items() if buckets}
 
 
+def _openings(moving: Moving) -> Openings:
+    return tuple(sorted(((mark(token), buckets) for token, buckets in moving.openings), key=itemgetter(0)))
+
+
 def vip(ip: IPv4Address, found: Footprint) -> Vip | None:
     """The Vip of which `found` is the footprint; None if it is that of none, as after an interruption."""
     if len(found.entries) != 1 or found.mac is None:
@@ -126,7 +144,16 @@ def vip(ip: IPv4Address, found: Footprint) -> Vip | None:
     ports = tuple(sorted(found.ports)) if with_ports else None
     source_mac = SourceMAC.CLUSTER if found.source_mac else SourceMAC.NODE
     owned, standby, fresh, drain, leaving = (found.buckets.get((role, group), BucketSet()) for role in Role)
-    moving = Moving(standby, fresh, drain, leaving - drain, found.redirects.get(group, ()))
+    by_mark = {mark(token): token for token in found.tokens}
+    openings = ((by_mark.get(one, b""), buckets) for one, buckets in found.openings.get(group, ()))
+    moving = Moving(
+        standby,
+        fresh,
+        drain,
+        leaving - drain,
+        found.redirects.get(group, ()),
+        tuple(sorted(openings, key=itemgetter(0))),
+    )
     complete = Vip(ip, interface, found.mac, group, ports, owned, source_mac, moving)
     try:
         return complete if footprint(complete) == found else None

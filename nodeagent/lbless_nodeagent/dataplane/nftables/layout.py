@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_FORMAT = "lbless nftables 5"
+_FORMAT = "lbless nftables 6"
 """Raise the number with any change of a text in `rules` or `movingrules`: then a new version replaces what it
 finds instead of adopting it."""
 

@@ -16,16 +16,21 @@ from lbless_nodeagent.dataplane.nftables.layout import Layout
 from lbless_nodeagent.dataplane.nftables.names import (
     ANSWERS,
     JUDGED,
+    LEASE,
     LOCAL_SOURCES,
     MOVING,
+    OPENED,
     REFUSED,
+    TOKENS,
     Role,
     answers_chain,
     bucket_set,
     group_name,
     judged_chain,
+    opening_map,
     redirect_map,
 )
+from lbless_nodeagent.dataplane.opening import GROUP, PORT, TOKEN_BYTES
 
 ICMP_ERRORS = "{ destination-unreachable, time-exceeded, parameter-problem }"
 FOREIGN = "counter name foreign drop"
@@ -40,8 +45,17 @@ _DATAGRAM = "ip saddr . ip daddr . @th,0,64"
 _MOST_REFUSED = 65_536
 _REFUSED_FOR = "500ms"
 
-STRUCTURE = f""" set {MOVING} {{ type ipv4_addr; size {MOST_MOVING}; }}
+_TOKEN = f"@th,64,{8 * (4 + TOKEN_BYTES)}"
+"""The payload of a datagram that opens buckets: an address, and the token."""
+_NOTED = f"update @{OPENED} {{ meta mark }}"
+_MOST_OPENED = 65_536
+_OPENED_FOR = "1m"
+"""Until then the new owner's processes have heard of it as well, or its lease has run out."""
+
+_STATES = f""" set {MOVING} {{ type ipv4_addr; size {MOST_MOVING}; }}
  set {REFUSED} {{ typeof {_DATAGRAM}; size {_MOST_REFUSED}; flags dynamic,timeout; timeout {_REFUSED_FOR}; }}
+ map {TOKENS} {{ typeof {_TOKEN} : meta mark; }}
+ set {OPENED} {{ typeof meta mark; size {_MOST_OPENED}; flags dynamic,timeout; timeout {_OPENED_FOR}; }}
  map {JUDGED} {{ type ipv4_addr : verdict; }}
  map {ANSWERS} {{ type ipv4_addr : verdict; }}
  counter sent_on {{ }}
@@ -49,6 +63,7 @@ STRUCTURE = f""" set {MOVING} {{ type ipv4_addr; size {MOST_MOVING}; }}
  counter other_flow {{ }}
  counter untracked {{ }}
  counter unanswered {{ }}
+ counter opened {{ }}
  chain standby {{
   {_OPENS_NOT} goto keep
   meta pkttype host delete @{REFUSED} {{ {_DATAGRAM} }}
@@ -89,6 +104,17 @@ STRUCTURE = f""" set {MOVING} {{ type ipv4_addr; size {MOST_MOVING}; }}
  chain answering {{ type filter hook postrouting priority 300; policy accept;
   tcp flags & (syn | ack) == (syn | ack) ip saddr @{MOVING} goto answer
  }}"""
+_OPENING = f"""
+ chain opened_fresh {{
+  meta mark set 0
+  goto fresh
+ }}
+ chain open {{
+  meta mark set {_TOKEN} map @{TOKENS}
+  meta mark 0 accept
+  {_NOTED} counter name opened drop
+ }}"""
+STRUCTURE = _STATES + _OPENING
 # standby, fresh: a flow opens on one node only, since a frame is either multicast or for one host. A datagram whose
 # multicast frame came in standby and is refused may be sent on by the former owner and come when the bucket is fresh:
 # then that copy is taken. If another one that is equal to it comes in a multicast frame first, it is forgotten.
@@ -98,6 +124,16 @@ STRUCTURE = f""" set {MOVING} {{ type ipv4_addr; size {MOST_MOVING}; }}
 # its bucket. Neither map of verdicts has interfaces, so that one that is renamed changes nothing of them.
 # answering: behind source translation (100), so that the answer comes from the shared address again. Half open
 # where the bucket was: were it answered from there, too, when its SYN comes again, the client would see two flows.
+
+# open: a datagram with another token, or none, is nothing of ours. A mark that is not in the map is 0, and never opens.
+
+OPENING = f"ip daddr {GROUP} udp dport {PORT} meta mark 0 goto open"
+"""Takes a token, in the chain of prerouting."""
+
+LEASED = f""" chain opens {{ type filter hook output priority -2147483648; policy accept;
+  ip daddr {GROUP} udp dport {PORT} oifname != @{LEASE} drop
+ }}"""
+"""Only who has a lease opens anything: without one the buckets may have had another owner meanwhile."""
 
 
 def chains(
@@ -111,7 +147,8 @@ def chains(
     found = {}
     for name, fields in requests.items():
         found[f"{name}_drain"] = _drain(group, layout, fields)
-        found[moving_chain(name)] = _by_state(group, fields, ("fresh", f"{name}_drain", "standby"))
+        found[f"{name}_standby"] = _standby(group, fields)
+        found[moving_chain(name)] = _by_state(group, fields, ("fresh", f"{name}_drain", f"{name}_standby"))
     for name, fields in errors.items():  # to whose flow each belongs is told by the second stage
         found[moving_chain(name)] = _by_state(group, fields, ("keep", "keep", "keep"))
     judged_ported = f"{group_name(group)}_judged_l4"
@@ -145,6 +182,18 @@ def _by_state(group: HashParameters, fields: Fields, chains: tuple[str, str, str
             for half, key in keys(group, fields)
         ),
         FOREIGN,
+    )
+
+
+def _standby(group: HashParameters, fields: Fields) -> str:
+    """Rules for a request in standby: as in fresh once the token has come. What it was told by is a mark, which no
+    packet keeps; one that had another before waits until this node's processes know."""
+    return _lines(
+        "meta mark != 0 goto standby",
+        *(f"{half}meta mark set {key} map @{opening_map(group)}" for half, key in keys(group, fields)),
+        f"meta mark @{OPENED} goto opened_fresh",
+        "meta mark set 0",
+        "goto standby",
     )
 
 

@@ -22,6 +22,7 @@ SHARED, VIPS, PORTS, PORT_RANGES = "shared", "vips", "ports", "port_ranges"
 LOCAL_SOURCES, MACS, SOURCE_MACS, SEAL = "local_sources", "macs", "source_macs", "seal"
 MOVING, REFUSED, JUDGED, ANSWERS = "moving", "refused", "judged", "answers"
 LEASE = "lease"
+OPENED, TOKENS = "opened", "tokens"
 
 
 class Role(StrEnum):
@@ -48,6 +49,7 @@ _MODES = {
 _FUNCTION_OF = {name: function for function, name in _FUNCTIONS.items()}
 _MODE_OF = {name: mode for mode, name in _MODES.items()}
 _GROUP = re.compile(r"(jhash|legacy)_(ip|sport|dport)_n([0-9]{1,4})_s([0-9]{1,10})_p([0-9]{1,2})", re.ASCII)
+REDIRECT_SUFFIX = "_redirect"
 _WITH_PORTS, _JUDGED, _ANSWERS = "_ports", "_judged", "_answers"
 
 _INTERFACE = re.compile(r"[0-9A-Za-z_.@+-]{1,15}", re.ASCII)
@@ -67,7 +69,12 @@ def bucket_set(group: HashParameters, role: Role) -> str:
 
 def redirect_map(group: HashParameters) -> str:
     """The map from buckets that drain to the nodes where they are to be had now."""
-    return f"{group_name(group)}_redirect"
+    return group_name(group) + REDIRECT_SUFFIX
+
+
+def opening_map(group: HashParameters) -> str:
+    """The map from buckets in standby to the marks of the tokens that open them."""
+    return f"{group_name(group)}_opening"
 
 
 def entry_chain(group: HashParameters, with_ports: bool) -> str:

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, summarize_address_range
 from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import HashParameters, PortRange
 from lbless_nodeagent.dataplane.engine import EngineError
-from lbless_nodeagent.dataplane.nftables.footprint import PROTOCOL_NUMBERS, Footprint, Redirects
+from lbless_nodeagent.dataplane.nftables.footprint import PROTOCOL_NUMBERS, Footprint, Openings, Redirects
 from lbless_nodeagent.dataplane.nftables.layout import Layout
 from lbless_nodeagent.dataplane.nftables.names import (
     ANSWERS,
@@ -30,6 +30,7 @@ from lbless_nodeagent.dataplane.nftables.names import (
     SHARED,
     SOURCE_MACS,
     TABLE,
+    TOKENS,
     VIPS,
     Family,
     Role,
@@ -39,6 +40,7 @@ from lbless_nodeagent.dataplane.nftables.names import (
     group_of_judged,
     group_of_set,
     interface_of_egress,
+    opening_map,
     redirect_map,
     valid_interface,
 )
@@ -200,6 +202,10 @@ class _Found:
     redirects: dict[IPv4Address, dict[HashParameters, Redirects]] = field(
         default_factory=lambda: defaultdict(dict)
     )
+    openings: dict[IPv4Address, dict[HashParameters, Openings]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    tokens: dict[IPv4Address, set[bytes]] = field(default_factory=lambda: defaultdict(set))
     arp_shared: set[IPv4Address] = field(default_factory=set)
     arp_interfaces: dict[IPv4Address, set[str]] = field(default_factory=lambda: defaultdict(set))
     macs: dict[IPv4Address, str] = field(default_factory=dict)
@@ -216,6 +222,8 @@ class _Found:
         self.buckets.update(other.buckets)
         self.moving |= other.moving
         self.redirects.update(other.redirects)
+        self.openings.update(other.openings)
+        self.tokens.update(other.tokens)
         self.arp_shared |= other.arp_shared
         self.arp_interfaces.update(other.arp_interfaces)
         self.macs.update(other.macs)
@@ -225,7 +233,8 @@ class _Found:
     def footprints(self) -> dict[IPv4Address, Footprint]:
         everywhere: tuple[Iterable[IPv4Address], ...] = (
             self.shared, self.entries, self.judged, self.answers, self.ports, self.buckets, self.moving,
-            self.redirects, self.arp_shared, self.arp_interfaces, self.macs, self.source_macs,
+            self.redirects, self.openings, self.tokens, self.arp_shared, self.arp_interfaces, self.macs,
+            self.source_macs,
         )  # fmt: skip
         return {
             ip: Footprint(
@@ -237,6 +246,8 @@ class _Found:
                 buckets=self.buckets.get(ip, {}),
                 moving=ip in self.moving,
                 redirects=self.redirects.get(ip, {}),
+                openings=self.openings.get(ip, {}),
+                tokens=frozenset(self.tokens.get(ip, ())),
                 arp_shared=ip in self.arp_shared,
                 arp_interfaces=frozenset(self.arp_interfaces.get(ip, ())),
                 mac=self.macs.get(ip),
@@ -268,6 +279,9 @@ def _read_elements(reader: Reader, family: Family, structure: Structure, found: 
             for role in Role:
                 _read_buckets(reader, role, group, found)
             _read_redirects(each(redirect_map(group)), group, found)
+            _read_openings(each(opening_map(group)), group, found)
+        for e in each(TOKENS):
+            found.tokens[IPv4Address(e.key[:4])].add(bytes(e.key[4:20]))
         found.local_sources += _networks(each(LOCAL_SOURCES))
     elif family is Family.ARP:
         found.arp_shared |= {IPv4Address(e.key) for e in each(SHARED)}
@@ -308,6 +322,19 @@ def _read_redirects(listed: Iterator[Element], group: HashParameters, found: _Fo
             raise _Damaged
         found.redirects[IPv4Address(ip)][group] = tuple(
             sorted((IPv4Address(address), BucketSet(members)) for address, members in to.items())
+        )
+
+
+def _read_openings(listed: Iterator[Element], group: HashParameters, found: _Found) -> None:
+    opened: dict[bytes, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for e in listed:
+        mark = int.from_bytes(bytes(_value(e)[1]), sys.byteorder)
+        opened[e.key[:4]][mark].append(int.from_bytes(e.key[4:], sys.byteorder))
+    for ip, by_mark in opened.items():
+        if any(max(members) >= group.buckets for members in by_mark.values()):
+            raise _Damaged
+        found.openings[IPv4Address(ip)][group] = tuple(
+            (mark, BucketSet(by_mark[mark])) for mark in sorted(by_mark)
         )
 
 

@@ -37,6 +37,7 @@ from lbless_nodeagent.dataplane.nftables.names import (
     egress_chain,
     entry_chain,
     group_name,
+    opening_map,
     redirect_map,
 )
 
@@ -61,6 +62,7 @@ _IP = f"""{_HEAD}
  chain keep {{
   meta pkttype set host counter name kept accept
  }}
+{movingrules.STRUCTURE}
  chain to_shared {{
   iifname . ip daddr vmap @{VIPS}
   iifname "lo" accept
@@ -69,8 +71,8 @@ _IP = f"""{_HEAD}
  }}
  chain prerouting {{ type filter hook prerouting priority -350; policy accept;
   ip daddr @{SHARED} goto to_shared
- }}
-{movingrules.STRUCTURE}"""
+  {movingrules.OPENING}
+ }}"""
 # keep: a packet in a multicast frame has to become one for this host, or TCP and forwarding discard it.
 # prerouting: after defragmentation (-400), so that a datagram is hashed whole, and before conntrack
 # (-200), so that what is dropped here leaves no entry there. What is moving between nodes passes a second
@@ -101,6 +103,7 @@ def table(family: Family, layout: Layout) -> str:
     if layout.lease and family is Family.IP:
         # All that is kept on the segment comes through there, and last: what is foreign pays nothing for it.
         text += f"{lease.structure(TABLE)}insert rule {name} keep {lease.UNLEASED}\n"
+        text += f"table {name} {{\n{movingrules.LEASED}\n}}\n"
     return text
 
 
@@ -132,7 +135,8 @@ def add_group(group: HashParameters, layout: Layout) -> str:
     key = f"typeof ip daddr . numgen inc mod {group.buckets}"
     sets = "".join(f" set {bucket_set(group, role)} {{ {key}; }}\n" for role in Role)
     redirect = f" map {redirect_map(group)} {{ {key} : ip daddr; }}\n"
-    return f"table {Family.IP} {TABLE} {{\n{sets}{redirect}{chains}\n}}\n"
+    opening = f" map {opening_map(group)} {{ {key} : meta mark; }}\n"
+    return f"table {Family.IP} {TABLE} {{\n{sets}{redirect}{opening}{chains}\n}}\n"
 
 
 def remove_group(group: HashParameters) -> str:
@@ -142,7 +146,8 @@ def remove_group(group: HashParameters) -> str:
     emptied = "".join(f"flush chain {where} {chain}\n" for chain in chains)  # they refer to each other
     deleted = "".join(f"delete chain {where} {chain}\n" for chain in chains)
     sets = "".join(f"delete set {where} {bucket_set(group, role)}\n" for role in Role)
-    return f"{emptied}{deleted}{sets}delete map {where} {redirect_map(group)}\n"
+    maps = "".join(f"delete map {where} {one}\n" for one in (redirect_map(group), opening_map(group)))
+    return f"{emptied}{deleted}{sets}{maps}"
 
 
 def _chains(group: HashParameters, layout: Layout) -> dict[str, str]:

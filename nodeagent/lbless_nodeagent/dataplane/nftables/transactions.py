@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, collapse_addresses
@@ -28,7 +29,15 @@ from lbless_nodeagent.dataplane.nftables import rules
 from lbless_nodeagent.dataplane.nftables.changes import Changes, Elements
 from lbless_nodeagent.dataplane.nftables.footprint import ABSENT, Footprint, SetName, footprint
 from lbless_nodeagent.dataplane.nftables.layout import Layout
-from lbless_nodeagent.dataplane.nftables.names import LOCAL_SOURCES, SEAL, TABLE, Family
+from lbless_nodeagent.dataplane.nftables.names import (
+    LOCAL_SOURCES,
+    REDIRECT_SUFFIX,
+    SEAL,
+    TABLE,
+    TOKENS,
+    Family,
+)
+from lbless_nodeagent.dataplane.opening import TOKEN_BYTES
 
 MAX_ELEMENTS = 10_000
 """Elements at most in a transaction: 20,000 block everybody else for 34 ms, 85,000 for 167 ms."""
@@ -37,6 +46,7 @@ _STATEMENT_ELEMENTS = 1_000
 _LOCAL_SOURCES = SetName(Family.IP, LOCAL_SOURCES)
 _KEY = struct.Struct("=4sL")
 """A bucket as the kernel has it: the address in network order, the bucket in the host's."""
+_TOKEN_KEY_BYTES = 4 + TOKEN_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +66,7 @@ NOTHING_HELD = Held()
 @dataclass(frozen=True, slots=True)
 class BucketChange:
     """Buckets that a set or map of them gains (``add``) or loses (``delete``), each as its packed key, and the
-    values that a map gains, if it is one; or addresses of which some buckets move."""
+    values that a map gains, if it is one; or addresses of which some buckets move; or tokens."""
 
     verb: str
     name: str
@@ -68,7 +78,9 @@ class BucketChange:
         """The same as nft writes it."""
         written = [_written(key) for key in self.keys]
         if self.values:
-            values = map(socket.inet_ntoa, self.values)
+            # An address in network order is no mark, which is a number in the host's.
+            as_text = socket.inet_ntoa if self.name.endswith(REDIRECT_SUFFIX) else _as_number
+            values = map(as_text, self.values)
             written = [f"{key} : {value}" for key, value in zip(written, values, strict=True)]
         return f"{self.verb} element {Family.IP} {TABLE} {self.name} {{ {', '.join(written)} }}\n"
 
@@ -76,8 +88,14 @@ class BucketChange:
 def _written(key: bytes) -> str:
     if len(key) < _KEY.size:
         return socket.inet_ntoa(key)
+    if len(key) > _KEY.size:
+        return f"0x{key.hex()}"
     ip, bucket = _KEY.unpack(key)
     return f"{socket.inet_ntoa(ip)} . {bucket}"
+
+
+def _as_number(value: bytes) -> str:
+    return f"{int.from_bytes(value, sys.byteorder):#010x}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +281,8 @@ def _statement(verb: str, name: SetName, part: Elements) -> str | BucketChange:
     if texts:
         return f"{verb} element {_where(name)} {{ {', '.join(texts)} }}\n"
     packed = tuple(element for element in part if isinstance(element, bytes))
-    if len(packed[0]) <= _KEY.size:
+    size = _TOKEN_KEY_BYTES if name.name == TOKENS else _KEY.size
+    if len(packed[0]) <= size:
         return BucketChange(verb, name.name, packed)
-    keys, values = zip(*((element[: _KEY.size], element[_KEY.size :]) for element in packed), strict=True)
+    keys, values = zip(*((element[:size], element[size:]) for element in packed), strict=True)
     return BucketChange(verb, name.name, keys, values)

@@ -8,7 +8,7 @@ peer with a lease that acknowledges nothing, before which a living node gives wa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from lbless_api.heartbeat_frame import Stamp
 
@@ -24,6 +24,11 @@ class Freshness:
         self._newest: dict[bytes, Stamp] = {}
         for stamp in known:
             self.admit(stamp)
+
+    @property
+    def stamps(self) -> Mapping[bytes, Stamp]:
+        """The newest of each node by its id, at any time."""
+        return self._newest
 
     def newest(self) -> tuple[Stamp, ...]:
         """Of each node the newest, the one unheard for longest first."""

@@ -100,7 +100,8 @@ class Inbox:
 
     def _read(self, frame: Arrived) -> Received | None:
         try:
-            return Received(parse(frame.payload), frame.at_ns)
+            # All of a batch were admitted first: what they say of each other is hardly ever news.
+            return Received(parse(frame.payload, self._freshness.stamps), frame.at_ns)
         except Refused as refused:
             self._dropped[refused.reason] += 1
             return None
