@@ -1,6 +1,6 @@
 """ClusterIPs as desired/ holds them, for the tests of dataplane."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lbless_api.clusterip import ClusterIP, parse_clusterip
@@ -14,9 +14,11 @@ def desired_json(
     epoch: int = 1,
     created: str = "2026-01-01T00:00:00Z",
     incarnations: Mapping[str, int] | None = None,
+    moves: Sequence[Mapping[str, str]] = (),
     **spec: Any,
 ) -> dict[str, Any]:
-    """A ClusterIP whose assignments give each node of `shares` its buckets ("0-84"), by default to incarnation 0."""
+    """A ClusterIP whose assignments give each node of `shares` its buckets ("0-84"), by default to incarnation 0;
+    `moves` are those of its status."""
     lives = incarnations or {}
     return {
         "apiVersion": "lbless.dev/v1alpha1",
@@ -35,6 +37,7 @@ def desired_json(
                 {"node": node, "incarnation": lives.get(node, 0), "buckets": buckets}
                 for node, buckets in shares.items()
             ],
+            "moves": list(moves),
         },
     }
 

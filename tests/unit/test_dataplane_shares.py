@@ -1,6 +1,7 @@
 """A node's share of each ClusterIP: what the kernel has, what membership says of it, and what is told to whom."""
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -11,13 +12,17 @@ import pytest
 
 from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import ClusterIP, parse_clusterip
+from lbless_api.heartbeat import node_id
 from lbless_api.interfaces import Interface
 from lbless_api.refusal import Taken
 from lbless_nodeagent.dataplane.decide import decide, in_force
 from lbless_nodeagent.dataplane.desired import Document
 from lbless_nodeagent.dataplane.draining import Drains
 from lbless_nodeagent.dataplane.engine import Vip
+from lbless_nodeagent.dataplane.keyfile import KeyFile
 from lbless_nodeagent.dataplane.membership import Kept, Use
+from lbless_nodeagent.dataplane.opener import Opener
+from lbless_nodeagent.dataplane.opening import token
 from lbless_nodeagent.dataplane.shares import KEPT_EPOCHS, Shares
 from lbless_nodeagent.dataplane.tick.messages import Applied, Attached, Forgotten, Known, Learnt, Told
 from unit.faketick import NODE, Node, interface, seen
@@ -42,7 +47,11 @@ class Setup:
 
     def __init__(self, directory: Path, installed: Mapping[IPv4Address, Vip] | None = None) -> None:
         self.node = Node(directory)
-        self.shares = Shares(NODE, self.node.ports, Drains(lambda asked: dict.fromkeys(asked, 0)))
+        self.keys = KeyFile(directory / "key")
+        self.keys.keys = (b"k" * 32,)
+        drains = Drains(lambda asked: dict.fromkeys(asked, 0))
+        self.shares = Shares(NODE, self.node.ports, drains, self.keys)
+        self.shares.can_redirect = False
         self.interfaces: tuple[Interface, ...] = (ETH0, ETH1)
         self.desired: dict[str, Document] = {}
         self.former: dict[str, ClusterIP] = {}
@@ -72,6 +81,7 @@ class Setup:
         if not self.refuses and wanted != self.installed:
             self.installed = wanted
             self.applications += 1
+        self.shares.open_elsewhere(self.installed, indexes, time.monotonic())
         self.shares.confirm(self.installed, decision.vips, self.applications)
         for name, port in self.node.ports.items():
             self.node.say(Attached(name, port.incarnation))
@@ -377,3 +387,108 @@ def test_who_acts_shares_by_names_whatever_the_epoch_says(setup: Setup):
         7,
         Kept(1, owns=True, ready=1),
     )  # never the epoch that is not in use
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str, bytes]]:
+    """The tokens that were sent: on which interface, for which address."""
+    sent: list[tuple[int, str, bytes]] = []
+    monkeypatch.setattr(Opener, "send", lambda _, index, ip, token: sent.append((index, str(ip), token)))
+    return sent
+
+
+def opening(buckets: str, epoch: int, *way: str) -> bytes:
+    """The token for that."""
+    source, destination = map(node_id, way)
+    return token(b"k" * 32, UID, epoch, (source, destination), BucketSet.parse(buckets))
+
+
+def moving_to(shares: Mapping[str, str], *moves: tuple[str, str, str], epoch: int = 2) -> Document:
+    """Epoch 2, with moves: buckets, from, to."""
+    entries = [{"buckets": buckets, "from": source, "to": to} for buckets, source, to in moves]
+    return document(shares, epoch=epoch, moves=entries)
+
+
+def test_what_is_given_up_is_opened_at_each_new_owner_that_may_take_it(setup: Setup, told: list[Any]):
+    serving(setup)
+    moves = (("100-119", NODE, "n2"), ("120-127", NODE, "n3"), ("130", "n2", "n3"))
+    setup.desire(moving_to({NODE: "0-99", "n2": "100-119,128-255", "n3": "120-127"}, *moves))
+    setup.run()
+    setup.view({UID: Use(2, 2, gain=True, lose=False, settled=False)})
+    setup.run()
+    assert told == []
+    setup.view({UID: Use(2, 2, gain=True, lose=True, ready=True, settled=False)})
+    setup.run()
+    wanted = [(2, IP, opening("100-119", 2, NODE, "n2")), (2, IP, opening("120-127", 2, NODE, "n3"))]
+    assert sorted(told) == sorted(wanted)
+    setup.run()
+    assert len(told) == 2, "it was said again"
+
+
+def test_nothing_is_opened_by_one_whose_kernel_did_not_change_or_can_send_on(setup: Setup, told: list[Any]):
+    serving(setup)
+    setup.desire(moving_to({NODE: "0-99", "n2": "100-255"}, ("100-127", NODE, "n2")))
+    setup.run()
+    setup.refuses = True
+    setup.view({UID: Use(2, 2, gain=True, lose=True, settled=False)})
+    setup.run()
+    assert setup.kernel() == "0-127"
+    setup.refuses = False
+    setup.run()
+    assert setup.kernel() == "0-99"
+    assert told == []
+    setup.shares.can_redirect = True
+    setup.desire(moving_to({NODE: "0-89", "n2": "90-255"}, ("90-127", NODE, "n2"), epoch=3))
+    setup.run()
+    setup.view({UID: Use(3, 3, gain=True, lose=True, settled=False)})
+    setup.run()
+    assert (setup.kernel(), told) == ("0-89", [])
+
+
+def test_of_what_it_did_not_take_itself_a_former_owner_says_nothing(setup: Setup, told: list[Any]):
+    """It still finishes flows in some of what moves by this epoch, as another has taken that since."""
+    serving(setup)
+    setup.desire(moving_to({NODE: "0-99", "n2": "128-255", "n3": "100-127"}, ("100-127", NODE, "n3")))
+    setup.run()
+    setup.view({UID: Use(2, 2, gain=True, lose=True, settled=False)})
+    setup.run()
+    told.clear()
+    later = (("90-127", NODE, "n2"), ("100-127", "n3", "n2"))
+    setup.desire(moving_to({NODE: "0-89", "n2": "90-255", "n3": ""}, *later, epoch=3))
+    setup.run()
+    setup.view({UID: Use(3, 3, gain=True, lose=True, settled=False)})
+    setup.run()
+    assert told == [(2, IP, opening("90-99", 3, NODE, "n2"))]
+
+
+def test_a_new_owner_expects_the_token_of_whoever_had_the_bucket_by_the_epoch_before(setup: Setup):
+    serving(setup, {NODE: "0-99", "n2": "100-199", "n3": "200-255"})
+    # n3 still finishes flows in what n2 has taken since.
+    moves = (("100-149", "n2", NODE), ("140-149,200-209", "n3", NODE))
+    setup.desire(moving_to({NODE: "0-149,200-209", "n2": "150-199", "n3": "210-255"}, *moves))
+    setup.run()
+    sources = frozenset({node_id("n2"), node_id("n3")})
+    setup.view({UID: Use(2, 2, gain=False, unfinished=sources)})
+    setup.run()
+    moving = setup.installed[IPv4Address(IP)].moving
+    assert str(moving.standby) == "100-149,200-209"
+    assert {one: str(buckets) for one, buckets in moving.openings} == {
+        opening("100-149", 2, "n2", NODE): "100-149",
+        opening("200-209", 2, "n3", NODE): "200-209",
+    }
+    setup.view({UID: Use(2, 2, gain=True, unfinished=sources)})
+    setup.run()
+    assert setup.installed[IPv4Address(IP)].moving.openings == ()
+
+
+def test_without_a_key_nothing_is_expected(setup: Setup, told: list[Any]):
+    setup.shares = Shares(NODE, setup.node.ports, setup.shares.drains)
+    setup.shares.can_redirect = False
+    serving(setup)
+    both = (("100-127", NODE, "n2"), ("130-139", "n2", NODE))
+    setup.desire(moving_to({NODE: "0-99,130-139", "n2": "100-129,140-255"}, *both))
+    setup.run()
+    setup.view({UID: Use(2, 2, gain=False, unfinished=frozenset({node_id("n2")}))})
+    setup.run()
+    assert setup.installed[IPv4Address(IP)].moving.openings == ()
+    assert told == []
