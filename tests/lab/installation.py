@@ -290,10 +290,10 @@ def install_crds(control_plane: ControlPlane, progress: Progress | None = None) 
     (progress or Silence()).until("the API server to serve the CRDs", served, timeout_seconds=20)
 
 
-def owner(clusterip: ClusterIP, source: str, source_port: int, port: int, protocol: int = TCP) -> str:
-    """The node that the assignment and the hash name for a packet of a client."""
+def bucket_of(clusterip: ClusterIP, source: str, source_port: int, port: int, protocol: int = TCP) -> int:
+    """The bucket that the hash names for a packet of a client."""
     parameters = clusterip.spec.hash
-    number = bucket(
+    return bucket(
         parameters.function,
         parameters.mode,
         source,
@@ -304,6 +304,11 @@ def owner(clusterip: ClusterIP, source: str, source_port: int, port: int, protoc
         protocol=protocol,
         prefix_length=parameters.prefix_length,
     )
+
+
+def owner(clusterip: ClusterIP, source: str, source_port: int, port: int, protocol: int = TCP) -> str:
+    """The node that the assignment and the hash name for a packet of a client."""
+    number = bucket_of(clusterip, source, source_port, port, protocol)
     owners = [a.node for a in clusterip.assignments if number in a.buckets]
     if len(owners) != 1:
         raise LabError(

@@ -30,25 +30,23 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Handoff:
-    """So many flows went from one node to another: `seconds` from the last datagram that the former one kept until the
-    first one that the latter kept, of all these flows together; `apart` is how far apart those datagrams were sent on
-    average, and so by how much that may be too long, twice."""
+    """So many flows went from one node to another. Of all these flows together, `at_most_seconds` passed from the last
+    datagram that the former one kept until the first one that the latter kept, and `at_least_seconds` from the first
+    one that neither kept until the last one: 0 where that is none."""
 
     former: str
     latter: str
     flows: int
     since: float
-    seconds: float
-    apart: float
+    at_most_seconds: float
+    at_least_seconds: float
 
 
 @dataclass
 class Stream:
-    """That of one block; everything is there once it is over. `interval` is how far apart the datagrams are."""
+    """That of one block; everything is there once it is over. `sent` has when each datagram of each flow left."""
 
-    flows: int
-    interval: float
-    sent: int = 0
+    sent: Sequence[Sequence[float]] = ()
     late_seconds: float = 0.0
     taken: list[Taken] = field(default_factory=list)
 
@@ -61,31 +59,41 @@ class Stream:
 
     def lost(self) -> int:
         """How many datagrams no node has kept."""
-        return self.sent - len({(one.flow, one.sequence) for one in self.taken})
+        return sum(map(len, self.sent)) - len(self._kept())
 
     def handoffs(self) -> list[Handoff]:
         """All of them in the order of time. Flows that have the same two nodes, and of which each may have changed over
         when the others did, changed over together: as one address's buckets do."""
-        changes: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+        changes: dict[tuple[str, str], list[tuple[float, float, int]]] = defaultdict(list)
         by_flow: dict[int, list[Taken]] = defaultdict(list)
         for one in sorted(self.taken):
             by_flow[one.flow].append(one)
         for kept in by_flow.values():
             for last, first in pairwise(kept):
                 if last.node != first.node:
-                    changes[last.node, first.node].append((last.at, first.at))
-        found = []
+                    changes[last.node, first.node].append((last.at, first.at, last.flow))
+        seen, found = self._kept(), []
         for (former, latter), spans in changes.items():
-            flows, since, until = 0, 0.0, float("-inf")
-            for begin, end in [*sorted(spans), (float("inf"), float("inf"))]:
+            flows: set[int] = set()
+            since, until = 0.0, float("-inf")
+            for begin, end, flow in [*sorted(spans), (float("inf"), float("inf"), -1)]:
                 if begin < until:
-                    flows, since, until = flows + 1, max(since, begin), min(until, end)
+                    flows, since, until = flows | {flow}, max(since, begin), min(until, end)
                     continue
                 if flows:
-                    apart = self.interval * self.flows / flows
-                    found.append(Handoff(former, latter, flows, since, until - since, apart))
-                flows, since, until = 1, begin, end
+                    lost = [
+                        at
+                        for one in flows
+                        for number, at in enumerate(self.sent[one])
+                        if since < at < until and (one, number) not in seen
+                    ]
+                    least = max(lost) - min(lost) if lost else 0.0
+                    found.append(Handoff(former, latter, len(flows), since, until - since, least))
+                flows, since, until = {flow}, begin, end
         return sorted(found, key=lambda one: one.since)
+
+    def _kept(self) -> set[tuple[int, int]]:
+        return {(one.flow, one.sequence) for one in self.taken}
 
 
 @contextmanager
@@ -99,7 +107,7 @@ def streaming(
     per_second: int,
 ) -> Iterator[Stream]:
     """Send `per_second` datagrams in all inside the block, of each flow (the client's address and port) in turn."""
-    seen = Stream(len(flows), 1 / per_second)
+    seen = Stream()
     kept = {}
     with ExitStack() as stack:
         for node in nodes:

@@ -481,6 +481,21 @@ def test_a_new_owner_expects_the_token_of_whoever_had_the_bucket_by_the_epoch_be
     assert setup.installed[IPv4Address(IP)].moving.openings == ()
 
 
+def test_one_that_stood_by_in_vain_expects_the_same_node_in_the_next_epoch(setup: Setup):
+    serving(setup, {NODE: "0-99", "n2": "100-199", "n3": "200-255"})
+    setup.desire(moving_to({NODE: "0-149", "n2": "150-199", "n3": "200-255"}, ("100-149", "n2", NODE)))
+    setup.run()
+    sources = frozenset({node_id("n2")})
+    setup.view({UID: Use(2, 2, gain=False, unfinished=sources)})
+    setup.run()
+    setup.desire(moving_to({NODE: "0-119", "n2": "120-199"}, ("100-119", "n2", NODE), epoch=3))
+    setup.run()
+    setup.view({UID: Use(3, 3, gain=False, unfinished=sources)})
+    setup.run()
+    moving = setup.installed[IPv4Address(IP)].moving
+    assert moving.openings == ((opening("100-119", 3, "n2", NODE), BucketSet.parse("100-119")),)
+
+
 def test_without_a_key_nothing_is_expected(setup: Setup, told: list[Any]):
     setup.shares = Shares(NODE, setup.node.ports, setup.shares.drains)
     setup.shares.can_redirect = False

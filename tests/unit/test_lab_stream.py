@@ -1,36 +1,41 @@
 """What a stream of datagrams and those that each node has kept say of handoffs."""
 
-from lab.stream import Handoff, Stream, Taken
+from collections.abc import Sequence
+
+from lab.stream import Stream, Taken
 
 
-def stream(flows: int, *taken: tuple[float, int, int, str], sent: int = 0) -> Stream:
-    return Stream(flows, 0.001, sent=sent, taken=[Taken(*one) for one in taken])
+def stream(sent: Sequence[Sequence[float]], kept: Sequence[str]) -> Stream:
+    """`kept` has for each flow who kept its datagrams: a letter each, "-" for nobody, "=" for a and b."""
+    taken = [
+        Taken(at, flow, sequence, node)
+        for flow, (times, letters) in enumerate(zip(sent, kept, strict=True))
+        for sequence, (at, letter) in enumerate(zip(times, letters, strict=True))
+        for node in ("ab" if letter == "=" else letter.strip("-"))
+    ]
+    return Stream(sent, taken=taken)
+
+
+def steps(begin: float, count: int) -> list[float]:
+    return [round(begin + 0.01 * number, 6) for number in range(count)]
 
 
 def test_flows_that_change_over_together_are_one_handoff_from_the_last_kept_to_the_first():
-    found = stream(
-        4,
-        *((0.010, 0, 1, "a"), (0.014, 0, 2, "a"), (0.022, 0, 4, "b")),
-        *((0.011, 1, 1, "a"), (0.015, 1, 2, "a"), (0.019, 1, 3, "b")),
-        *((0.012, 2, 1, "c"), (0.016, 2, 2, "c")),
-        *((0.013, 3, 1, "a"), (0.030, 3, 2, "c")),
-    ).handoffs()
-    assert [(one.former, one.latter, one.flows) for one in found] == [("a", "c", 1), ("a", "b", 2)]
-    assert [round(one.seconds, 6) for one in found] == [0.017, 0.004]
-    assert [round(one.apart, 6) for one in found] == [0.004, 0.002]
+    sent = [steps(0.000, 6), steps(0.002, 6), steps(0.004, 6), steps(0.006, 6)]
+    found = stream(sent, ["aa--bb", "aaa-bb", "cccccc", "aaa--c"]).handoffs()
+    assert [(one.former, one.latter, one.flows) for one in found] == [("a", "b", 2), ("a", "c", 1)]
+    assert [round(one.at_most_seconds, 6) for one in found] == [0.018, 0.03]
+    assert [round(one.at_least_seconds, 6) for one in found] == [0.002, 0.01]
 
 
 def test_two_handoffs_of_one_pair_are_told_apart_by_time():
-    found = stream(
-        2,
-        *((0.1, 0, 1, "a"), (0.2, 0, 2, "b"), (0.7, 0, 3, "b")),
-        *((0.1, 1, 1, "a"), (0.5, 1, 2, "a"), (0.6, 1, 3, "b")),
-    ).handoffs()
-    assert [(one.since, round(one.seconds, 6)) for one in found] == [(0.1, 0.1), (0.5, 0.1)]
+    sent = [steps(0.000, 8), steps(0.005, 8)]
+    found = stream(sent, ["aabbbbbb", "aaaaa-bb"]).handoffs()
+    assert [(one.since, round(one.at_most_seconds, 6)) for one in found] == [(0.01, 0.01), (0.045, 0.02)]
+    assert [one.at_least_seconds for one in found] == [0, 0]
 
 
 def test_what_was_kept_twice_or_by_nobody_is_counted():
-    seen = stream(1, (0.1, 0, 1, "a"), (0.1, 0, 1, "b"), (0.2, 0, 2, "a"), (0.4, 0, 4, "b"), sent=4)
+    seen = stream([steps(0, 5)], ["a=a-b"])
     assert seen.twice() == [(0, 1)]
     assert seen.lost() == 1
-    assert isinstance(seen.handoffs()[0], Handoff)

@@ -19,7 +19,7 @@ leaves flows with A and B, which C waits for; A -> B -> A leaves some with B.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -134,6 +134,10 @@ def step(now: Share, order: Order, elapsed: Elapsed) -> Share:
     return Share(owned, Moving(standby, fresh, drain, ending, redirect))
 
 
+Takers = Mapping[bytes, BucketSet]
+"""By the id of each node, the buckets in which it takes new flows, as far as another one knows."""
+
+
 def given_up(before: Share, after: Share, epoch: Epoch, me: bytes) -> dict[bytes, BucketSet]:
     """What each node (its id) may take as soon as this one (`me`) does `after` instead of `before`, because of the
     buckets that move to it by `epoch` this one took just these until then: so nobody else did."""
@@ -145,10 +149,19 @@ def given_up(before: Share, after: Share, epoch: Epoch, me: bytes) -> dict[bytes
     return found
 
 
-def expected(share: Share, epoch: Epoch, former: Epoch, me: bytes) -> dict[bytes, BucketSet]:
-    """From which node (its id) this one expects each bucket for which it stands by, as far as the epoch that it used
-    before says who took it. That may be wrong, and then is not what `given_up` says there."""
-    had = {one.node: one.buckets for one in former.assignments}
+def takers(former: Epoch, before: Takers, taking: BucketSet, me: bytes) -> Takers:
+    """Who took which buckets when another epoch followed `former`: whom that names, but for what it gave to this node
+    (`me`), which did not come to take it; `before` is the same for the epoch before that, `taking` what it takes."""
+    found = {one.node: one.buckets for one in former.assignments}
+    for node, buckets in before.items():
+        if still := buckets & (found.get(me, NOTHING) - taking):
+            found[node] = found.get(node, NOTHING) | still
+    return found
+
+
+def expected(share: Share, epoch: Epoch, had: Takers, me: bytes) -> dict[bytes, BucketSet]:
+    """From which node (its id) this one expects each bucket for which it stands by, as far as it knows who `had` it.
+    That may be wrong, and then is not what `given_up` says there."""
     found = {}
     for move in epoch.moves:
         buckets = share.moving.standby & move.buckets & had.get(move.source, NOTHING)

@@ -26,10 +26,12 @@ from lbless_nodeagent.dataplane.engine import Vip
 from lbless_nodeagent.dataplane.handover import (
     Order,
     Share,
+    Takers,
     expected,
     given_up,
     order_of,
     step,
+    takers,
     without_moves,
 )
 from lbless_nodeagent.dataplane.keyfile import KeyFile
@@ -55,7 +57,7 @@ class _Followed:
 
     `share` is what the kernel is to do. `complete`: the newest epoch by which this node was to have all that is its own
     and nothing else; what it is still to gain or lose by a newer one waits for others. `by` is the
-    epoch of the document, `former` the one before, each None where none was in use.
+    epoch of the document, None where none is in use; `had` says who took what when that came into use.
     """
 
     cause: tuple[object, ...]
@@ -66,7 +68,7 @@ class _Followed:
     share: Share
     complete: int
     by: Epoch | None
-    former: Epoch | None
+    had: Takers
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,26 +225,26 @@ class Shares:
             return last.clusterip
         order = self._order(uid, use, port, last)
         share = step(has, order, elapsed) if port.view.version else has
-        by, former = self._used(uid, use, last)
-        if by and former and use.acting is None and (order.leaving or share.moving.standby):
-            share = self._opening(uid, has, share, by, former)
+        by, had = self._used(uid, use, last, has)
+        if by and use.acting is None and (order.leaving or share.moving.standby):
+            share = self._opening(uid, has, share, by, had)
         followed = _as_followed(document.clusterip, newest.clusterip, self._node, share)
         if last and last.clusterip == followed and last.share.moving == share.moving:
             followed = last.clusterip
         completed = use.epoch if share.taking == order.mine else (last.complete if last else 0)
         self._followed[uid] = _Followed(
-            cause, followed, document, use.epoch, order, share, completed, by, former
+            cause, followed, document, use.epoch, order, share, completed, by, had
         )
         return followed
 
-    def _used(self, uid: str, use: Use, last: _Followed | None) -> tuple[Epoch | None, Epoch | None]:
-        """The epoch by which a ClusterIP is followed, and the one before."""
+    def _used(self, uid: str, use: Use, last: _Followed | None, has: Share) -> tuple[Epoch | None, Takers]:
+        """The epoch by which a ClusterIP is followed, and who took what when that came into use."""
         by = self._epochs.get((uid, use.epoch)) if use.epoch else None
         if last is None or by is last.by:
-            return by, last.former if last else None
-        return by, last.by
+            return by, last.had if last else {}
+        return by, takers(last.by, last.had, has.taking, self._id) if last.by else {}
 
-    def _opening(self, uid: str, has: Share, share: Share, epoch: Epoch, former: Epoch) -> Share:
+    def _opening(self, uid: str, has: Share, share: Share, epoch: Epoch, had: Takers) -> Share:
         """Note what this step gives up for others to open, and return it with what they open here."""
         if not self._keys or not self.can_move:
             return share
@@ -251,7 +253,7 @@ class Shares:
             self._giving_up[uid] = _GivingUp(epoch.number, taken)
         openings = sorted(
             (self._token(uid, epoch.number, (source, self._id), buckets), buckets)
-            for source, buckets in expected(share, epoch, former, self._id).items()
+            for source, buckets in expected(share, epoch, had, self._id).items()
         )
         return replace(share, moving=replace(share.moving, openings=tuple(openings))) if openings else share
 

@@ -13,10 +13,12 @@ from lbless_nodeagent.dataplane.handover import (
     Elapsed,
     Order,
     Share,
+    Takers,
     expected,
     given_up,
     order_of,
     step,
+    takers,
 )
 from lbless_nodeagent.dataplane.membership import Epoch, Intent, Kept, Membership, Memory, View
 from lbless_nodeagent.dataplane.moving import Moving
@@ -52,8 +54,8 @@ class Node:
         """How long the flows of a bucket go on after it was given up, seconds."""
         self.stepped: dict[str, int] = {}
         """By which epoch each ClusterIP was followed last."""
-        self.followed: dict[str, tuple[Epoch | None, Epoch | None]] = {}
-        """The epoch by which it was followed last, and the one before."""
+        self.followed: dict[str, tuple[Epoch | None, Takers]] = {}
+        """The epoch by which it was followed last, and who took what when that came into use."""
         self.opened: set[bytes] = set()
         """The tokens that its kernel has taken."""
         self.given_up: dict[tuple[str, int], float] = {}
@@ -347,12 +349,13 @@ class Node:
 
     def _opening(self, uid: str, present: Share, wanted: Share, number: int) -> Share:
         """As `shares` does: send the tokens for what this step gives up, and expect those for what it awaits."""
-        by, former = self.documents.get(uid, {}).get(number), None
-        if uid in self.followed:
-            last, before = self.followed[uid]
-            former = before if by is last else last
-        self.followed[uid] = by, former
-        if by is None or former is None:
+        by: Epoch | None = self.documents.get(uid, {}).get(number)
+        had: Takers = {}
+        last, before = self.followed.get(uid, (None, had))
+        if last is not None:
+            had = before if by is last else takers(last, before, present.taking, self.node)
+        self.followed[uid] = by, had
+        if by is None:
             return wanted
         for heir, buckets in given_up(present, wanted, by, self.node).items():
             made = token(b"", uid, number, (self.node, heir), buckets)
@@ -360,7 +363,7 @@ class Node:
             self.world.after(delay, lambda made=made, life=self.life: self._open(life, made))
         openings = (
             (token(b"", uid, number, (source, self.node), buckets), buckets)
-            for source, buckets in expected(wanted, by, former, self.node).items()
+            for source, buckets in expected(wanted, by, had, self.node).items()
         )
         return replace(
             wanted, moving=replace(wanted.moving, openings=tuple(sorted(openings, key=itemgetter(0))))
