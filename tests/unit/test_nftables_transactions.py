@@ -11,10 +11,19 @@ from hypothesis import strategies as st
 
 from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import HashParameters, SourceMAC
+from lbless_nodeagent.dataplane import opening
 from lbless_nodeagent.dataplane.engine import Wanted
 from lbless_nodeagent.dataplane.nftables.footprint import ABSENT, changed_elements, footprint, vip
 from lbless_nodeagent.dataplane.nftables.layout import Layout
-from lbless_nodeagent.dataplane.nftables.names import MOVING, Family, Role, bucket_set, redirect_map
+from lbless_nodeagent.dataplane.nftables.names import (
+    MOVING,
+    TOKENS,
+    Family,
+    Role,
+    bucket_set,
+    opening_map,
+    redirect_map,
+)
 from lbless_nodeagent.dataplane.nftables.transactions import NOTHING_HELD, Held, target, transactions
 from unit.nftables_strategies import movings, wanteds
 
@@ -35,6 +44,14 @@ def model_of(held: Held) -> Model:
         for group, ways in mark.redirects.items():
             texts = {f"{ip} . {bucket} : {to}" for to, buckets in ways for bucket in buckets}
             found[Family.IP, redirect_map(group)] |= texts
+        for group, openings in mark.openings.items():
+            texts = {
+                f"{ip} . {bucket} : {number:#010x}" for number, buckets in openings for bucket in buckets
+            }
+            found[Family.IP, opening_map(group)] |= texts
+        for token in mark.tokens:
+            text = f"0x{ip.packed.hex()}{token.hex()} : {opening.mark(token):#010x}"
+            found[Family.IP, TOKENS].add(text)
         if mark.moving:
             found[Family.IP, MOVING].add(str(ip))
     found[Family.IP, "local_sources"] |= {str(n) for n in held.local_sources}

@@ -149,9 +149,12 @@ def given_up(before: Share, after: Share, epoch: Epoch, me: bytes) -> dict[bytes
     return found
 
 
-def takers(former: Epoch, before: Takers, taking: BucketSet, me: bytes) -> Takers:
+def takers(former: Epoch, before: Takers, taking: BucketSet, me: bytes, *, unbegun: bool) -> Takers:
     """Who took which buckets when another epoch followed `former`: whom that names, but for what it gave to this node
-    (`me`), which did not come to take it; `before` is the same for the epoch before that, `taking` what it takes."""
+    (`me`), which did not come to take it; and whoever took them before where its moves had not begun. `before` is the
+    same for the epoch before that, `taking` what this node takes."""
+    if unbegun:
+        return before
     found = {one.node: one.buckets for one in former.assignments}
     for node, buckets in before.items():
         if still := buckets & (found.get(me, NOTHING) - taking):

@@ -242,7 +242,7 @@ class Shares:
         by = self._epochs.get((uid, use.epoch)) if use.epoch else None
         if last is None or by is last.by:
             return by, last.had if last else {}
-        return by, takers(last.by, last.had, has.taking, self._id) if last.by else {}
+        return by, takers(last.by, last.had, has.taking, self._id, unbegun=use.unbegun) if last.by else {}
 
     def _opening(self, uid: str, has: Share, share: Share, epoch: Epoch, had: Takers) -> Share:
         """Note what this step gives up for others to open, and return it with what they open here."""

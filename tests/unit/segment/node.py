@@ -20,7 +20,7 @@ from lbless_nodeagent.dataplane.handover import (
     step,
     takers,
 )
-from lbless_nodeagent.dataplane.membership import Epoch, Intent, Kept, Membership, Memory, View
+from lbless_nodeagent.dataplane.membership import Epoch, Intent, Kept, Membership, Memory, Use, View
 from lbless_nodeagent.dataplane.moving import Moving
 from lbless_nodeagent.dataplane.opening import GUARD_SECONDS, token
 
@@ -315,7 +315,7 @@ class Node:
             self.stepped[uid] = use.epoch if use else 0
             wanted = step(present, order, self._elapsed(uid, present))
             if not self.world.redirect:
-                wanted = self._opening(uid, present, wanted, use.epoch if use and use.acting is None else 0)
+                wanted = self._opening(uid, present, wanted, use or Use())
             if wanted != present:
                 self.kernel[uid] = wanted
                 self._note_abandoned(uid, present, wanted)
@@ -347,13 +347,16 @@ class Node:
         delay = self.world.random.uniform(0.0001, 0.001)
         self.world.after(delay, lambda: self._confirmed(life, view.version, confirm))
 
-    def _opening(self, uid: str, present: Share, wanted: Share, number: int) -> Share:
+    def _opening(self, uid: str, present: Share, wanted: Share, use: Use) -> Share:
         """As `shares` does: send the tokens for what this step gives up, and expect those for what it awaits."""
+        number = use.epoch if use.acting is None else 0
         by: Epoch | None = self.documents.get(uid, {}).get(number)
         had: Takers = {}
         last, before = self.followed.get(uid, (None, had))
         if last is not None:
-            had = before if by is last else takers(last, before, present.taking, self.node)
+            had = (
+                before if by is last else takers(last, before, present.taking, self.node, unbegun=use.unbegun)
+            )
         self.followed[uid] = by, had
         if by is None:
             return wanted

@@ -90,6 +90,7 @@ class Agreeing(Leasing):
         ):
             chosen = newest.number
         if chosen > standing.in_use:
+            standing.unbegun = standing.present is not None and not self.handing_begun(standing)
             older = [epoch for number, epoch in standing.epochs.items() if number < chosen]
             standing.prior = frozenset(key for epoch in older for key in epoch.incarnations.items())
             standing.in_use, standing.in_use_since = chosen, self.now
@@ -227,6 +228,10 @@ class Agreeing(Leasing):
 
     def handing_quiet(self, standing: Standing) -> bool:
         """Whether the moves of the epoch in use are so far that another may supersede it."""
+        raise NotImplementedError
+
+    def handing_begun(self, standing: Standing) -> bool:
+        """Whether somebody has given something up by the epoch in use."""
         raise NotImplementedError
 
     def withdraw_report(self, clusterip: bytes) -> None:

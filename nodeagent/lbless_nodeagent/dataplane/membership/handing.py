@@ -88,20 +88,36 @@ class Handing(Acting):
             self.lives(one.node, one.incarnation) for one in epoch.assignments
         ):
             return True
+        if not self.handing_begun(standing):
+            return True
         number, kernel = epoch.number, standing.kernel
-        follows = {self.node: number in (kernel.epoch, standing.giving_up)}
         through = {self.node: kernel.epoch == number and kernel.gained and not kernel.sends}
-        for peer in self.living():
-            named = epoch.names(*peer.key) or peer.key in standing.prior or standing.prior_unknown
-            if not named:  # an incarnation that has come since, and has none of these buckets
-                continue
+        for peer in self._movers(standing, epoch):
             said = standing.reports.get(peer.node)
-            follows[peer.node] = said is not None and said.in_use >= number
-            through[peer.node] = follows[peer.node] and bool(said and said.gained and not said.sends)
+            follows = said is not None and said.in_use >= number
+            through[peer.node] = follows and bool(said and said.gained and not said.sends)
+        concerned = {node for move in epoch.moves for node in (move.source, move.destination)}
+        return all(through.get(node, True) for node in concerned)
+
+    def handing_begun(self, standing: Standing) -> bool:
+        """Whether somebody has given something up by the epoch in use, as far as this node knows; where nothing moves
+        by it, whatever it changes counts as done."""
+        epoch = standing.present
+        if epoch is None or not epoch.moves:
+            return True
         sources = {move.source for move in epoch.moves}
-        if not any(follows.get(node) for node in sources):
-            return True  # nobody has given anything up
-        return all(through.get(node, True) for node in sources | {move.destination for move in epoch.moves})
+        if self.node in sources and epoch.number in (standing.kernel.epoch, standing.giving_up):
+            return True
+        reports = [standing.reports.get(p.node) for p in self._movers(standing, epoch) if p.node in sources]
+        return any(said is not None and said.in_use >= epoch.number for said in reports)
+
+    def _movers(self, standing: Standing, epoch: Epoch) -> list[Peer]:
+        """The living peers that may give or get buckets by the epoch in use: not an incarnation that has come since."""
+        return [
+            peer
+            for peer in self.living()
+            if epoch.names(*peer.key) or peer.key in standing.prior or standing.prior_unknown
+        ]
 
     def _heirs(self, epoch: Epoch) -> list[Peer]:
         """The living nodes to which buckets move from this one."""

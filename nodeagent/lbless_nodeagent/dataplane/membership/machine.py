@@ -173,6 +173,7 @@ class Membership(Speaking):
             ready=self.handing_ready(standing),
             settled=self.handing_settled(standing),
             unfinished=self.handing_unfinished(standing),
+            unbegun=standing.unbegun,
         )
 
     def _update_view(self) -> None:

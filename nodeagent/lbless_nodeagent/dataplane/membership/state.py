@@ -82,6 +82,8 @@ class Standing:
     """What the kernel does; its `epoch` is never None."""
     giving_up: int = 0
     """The newest epoch in use by which this node was free to give up what moves from it."""
+    unbegun: bool = False
+    """Whether nothing had been given up yet by the epoch before the one in use, as far as this node knew."""
     vacant: float | None = None
     """Since when this node could act if it heard of no one who does (rule 10)."""
     acting: float | None = None

@@ -48,7 +48,7 @@ class Use:
 
     Of buckets that move: `lose`, whether this node may give up what moves from it; `ready`, whether the new owners
     stand by; `settled`, whether they have gained it; `unfinished`, the nodes (ids) that may still have flows in what
-    moved from them.
+    moved from them; `unbegun`: whether nothing had been given up yet by the epoch that was in use before.
     """
 
     epoch: int = 0
@@ -60,6 +60,7 @@ class Use:
     ready: bool = False
     settled: bool = True
     unfinished: frozenset[bytes] = frozenset()
+    unbegun: bool = False
 
 
 class Kept(NamedTuple):
