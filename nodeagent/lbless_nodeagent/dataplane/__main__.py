@@ -37,6 +37,7 @@ from lbless_nodeagent.dataplane.ports import Ports
 from lbless_nodeagent.dataplane.reconcile import Outcome, Reconciler
 from lbless_nodeagent.dataplane.report import Reporter
 from lbless_nodeagent.dataplane.rtnetlink import LinkError
+from lbless_nodeagent.dataplane.scheduling import ask_for_short_turns
 from lbless_nodeagent.dataplane.shares import Shares
 from lbless_nodeagent.dataplane.statefiles import IdentityFile
 from lbless_nodeagent.dataplane.tick.messages import Begin
@@ -133,6 +134,7 @@ def _times(options: argparse.Namespace) -> Times:
 
 def _serve(options: argparse.Namespace) -> None:
     stop = StopSignal()
+    ask_for_short_turns()
     keys = _keys(options.key_file) if options.key_file else None
     with _reconciler(options, stop, keys) as (reconciler, choice):
         ports = reconciler.shares.ports if reconciler.shares else None

@@ -299,6 +299,8 @@ class Reconciler:
         self._addresses.intend(self._places(wanted), self._held(wanted))
         stuck = self._addresses.withdraw(wanted)
         kept = {ip: vip for ip, vip in self.programming.installed.items() if ip in stuck} if stuck else {}
+        if self.shares:
+            self.shares.brace()
         refused = self.programming.program({**wanted, **kept} if kept else wanted, local_sources, now)
         if self.shares:
             self.shares.open_elsewhere(

@@ -43,6 +43,7 @@ from lbless_nodeagent.dataplane.ports import Port, Ports
 from lbless_nodeagent.dataplane.tick.messages import Applied, Forgotten, Known, Learnt
 
 NOTHING = Share()
+REST_SECONDS = 0.001
 KEPT_EPOCHS = 8
 """Beside the one in use; membership keeps as many."""
 
@@ -162,6 +163,12 @@ class Shares:
         followed = self._followed.get(uid)
         return followed.share.moving if followed else AT_REST
 
+    def brace(self) -> None:
+        """Begin a new turn of the processor before something is given up: new flows wait from then until it is opened
+        elsewhere, and would wait longer if this process had to make room for others meanwhile."""
+        if self._giving_up:
+            time.sleep(REST_SECONDS)
+
     def open_elsewhere(self, installed: Vips, indexes: Mapping[str, int], written_at: float) -> None:
         """Tell the kernels of the new owners what this node's has given up with what it was written at that time
         (`time.monotonic`)."""
@@ -176,8 +183,8 @@ class Shares:
                 if buckets.isdisjoint(has.taking):
                     made = self._token(uid, giving_up.epoch, (self._id, destination), buckets)
                     tokens.append((indexes[interface], followed.clusterip.spec.ip, made))
-        while tokens and time.monotonic() < written_at + GUARD_SECONDS:
-            pass  # who sleeps that short may wake much later
+        if tokens:
+            time.sleep(max(0.0, written_at + GUARD_SECONDS - time.monotonic()))
         for one in tokens:
             self._opener.send(*one)
 

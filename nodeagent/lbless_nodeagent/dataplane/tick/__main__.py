@@ -17,6 +17,7 @@ import sys
 
 from lbless_nodeagent.dataplane.channel import Channel, Closed
 from lbless_nodeagent.dataplane.membership import Intent
+from lbless_nodeagent.dataplane.scheduling import ask_for_short_turns
 from lbless_nodeagent.dataplane.tick.messages import (
     Alive,
     Applied,
@@ -216,6 +217,7 @@ def main() -> None:
     # A terminal sends these to the whole group; how to end is the other process's to say.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    ask_for_short_turns()
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     with contextlib.suppress(Closed):
         begin = _first(channel)
