@@ -120,7 +120,8 @@ def test_without_a_redirect_a_move_breaks_nothing_either(two: Pair):
     assert set(errors) <= {"timeout"}
     assert len(errors) <= len(answers) / 50
     assert answered_twice(frames) == []
-    assert frames.resets() == []
+    # A client that gives up as its answer comes resets the connection itself.
+    assert [reset for reset in frames.resets() if reset.source != two.lan.client.mac] == []
 
 
 def test_long_flows_stay_where_they_began_however_often_their_bucket_moves(two: Pair):

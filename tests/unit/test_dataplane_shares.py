@@ -425,7 +425,7 @@ def test_what_is_given_up_is_opened_at_each_new_owner_that_may_take_it(setup: Se
     assert len(told) == 2, "it was said again"
 
 
-def test_nothing_is_opened_by_one_whose_kernel_did_not_change_or_can_send_on(setup: Setup, told: list[Any]):
+def test_nothing_is_opened_by_one_whose_kernel_did_not_change_or_sends_on(setup: Setup, told: list[Any]):
     serving(setup)
     setup.desire(moving_to({NODE: "0-99", "n2": "100-255"}, ("100-127", NODE, "n2")))
     setup.run()
@@ -438,11 +438,25 @@ def test_nothing_is_opened_by_one_whose_kernel_did_not_change_or_can_send_on(set
     assert setup.kernel() == "0-99"
     assert told == []
     setup.shares.can_redirect = True
-    setup.desire(moving_to({NODE: "0-89", "n2": "90-255"}, ("90-127", NODE, "n2"), epoch=3))
+    moved = moving_to({NODE: "0-89", "n2": "90-255"}, ("90-127", NODE, "n2"), epoch=3)
+    address = IPv4Address("10.80.0.12")
+    named = tuple(replace(one, address=address) for one in moved.clusterip.assignments)
+    setup.desire(Document(replace(moved.clusterip, assignments=named), moved.content))
     setup.run()
-    setup.view({UID: Use(3, 3, gain=True, lose=True, settled=False)})
+    setup.view({UID: Use(3, 3, gain=True, lose=True, ready=True, settled=False)})
     setup.run()
+    assert setup.installed[IPv4Address(IP)].moving.redirect == ((address, BucketSet.parse("90-99")),)
     assert (setup.kernel(), told) == ("0-89", [])
+
+
+def test_where_a_new_owners_address_is_not_known_it_is_opened(setup: Setup, told: list[Any]):
+    serving(setup)
+    setup.shares.can_redirect = True
+    setup.desire(moving_to({NODE: "0-99", "n2": "100-255"}, ("100-127", NODE, "n2")))
+    setup.run()
+    setup.view({UID: Use(2, 2, gain=True, lose=True, ready=True, settled=False)})
+    setup.run()
+    assert told == [(2, IP, opening("100-127", 2, NODE, "n2"))]
 
 
 def test_of_what_it_did_not_take_itself_a_former_owner_says_nothing(setup: Setup, told: list[Any]):
@@ -507,3 +521,24 @@ def test_without_a_key_nothing_is_expected(setup: Setup, told: list[Any]):
     setup.run()
     assert setup.installed[IPv4Address(IP)].moving.openings == ()
     assert told == []
+
+
+def test_what_a_token_may_have_opened_counts_as_taken_until_the_kernel_has_lost_it(setup: Setup):
+    """Else a third node would gain it by the next epoch where this node's kernel does not take that."""
+    serving(setup, {NODE: "0-99", "n2": "100-255"})
+    setup.desire(moving_to({NODE: "0-149", "n2": "150-255"}, ("100-149", "n2", NODE)))
+    setup.run()
+    setup.view({UID: Use(2, 2, gain=False, unfinished=frozenset({node_id("n2")}))})
+    setup.run()
+    assert setup.applied()[UID] == (2, True)
+    setup.desire(
+        moving_to({NODE: "0-99", "n2": "150-255", "n3": "100-149"}, ("100-149", "n2", "n3"), epoch=3)
+    )
+    setup.run()
+    setup.refuses = True
+    setup.view({UID: Use(3, 3, gain=True)})
+    setup.run()
+    assert 3 not in [epoch for epoch, _ in setup.applied().values()]
+    setup.refuses = False
+    setup.run()
+    assert setup.applied()[UID][0] == 3

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbless_api.heartbeat import Message, node_id
+from lbless_api.heartbeat import Heartbeat, Message, PeerReport, node_id
 from lbless_api.heartbeat_frame import TAG_BYTES, Stamp, encode
 from lbless_nodeagent.dataplane.membership import Memory
 from lbless_nodeagent.dataplane.memoryfile import MemoryFile
@@ -175,3 +175,36 @@ def test_what_was_taken_is_written_down_and_counts_in_another_boot_too(tmp_path)
     assert again.former == {"eth0": Memory(1, newest=newest)}
     assert rebooted.former == {}
     assert again.newest == rebooted.newest == {"eth0": newest}
+
+
+def reporting(sequence: int, reported: int, node: str = "n1", about: str = "n2") -> bytes:
+    """A frame that reports another node."""
+    report = PeerReport(node_id(about), 5, reported, 20, complete=True, direct=True)
+    return encode(replace(numbered(sequence, node=node), peers=(report,)), KEY)
+
+
+def reported(heard: list[Received]) -> list[tuple[int, ...]]:
+    """The sequences that each message reports."""
+    messages = (one.message for one in heard)
+    return [
+        tuple(p.sequence for p in message.peers) for message in messages if isinstance(message, Heartbeat)
+    ]
+
+
+def test_of_what_frames_say_of_each_other_only_news_is_read():
+    node = Node()
+    assert reported(node.hear([reporting(1, 7), frame(7, node="n2"), reporting(2, 8)])) == [(), (), (8,)]
+    assert reported(node.hear([reporting(3, 7), reporting(4, 9), reporting(5, 3, about="n9")])) == [
+        (),
+        (9,),
+        (3,),
+    ]
+    newer = PeerReport(node_id("n2"), 6, 1, 20, complete=True, direct=True)
+    assert reported(node.hear([encode(replace(numbered(6), peers=(newer,)), KEY)])) == [(1,)]
+
+
+def test_what_only_a_former_process_has_heard_is_news_when_others_report_it():
+    wire = StillWire()
+    inbox = Inbox(wire, OWN, [Stamp(node_id("n2"), 5, 7)])  # type: ignore[arg-type]
+    wire.frames = [Arrived(reporting(1, 7), 0), Arrived(frame(7, node="n2"), 1)]
+    assert reported(inbox.take([KEY])) == [(7,)], "it is not known that it lives"

@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         "--no-redirect",
         action="store_true",
         help="send no packet of a moving bucket on to its new owner: for switches that refuse a client's source "
-        "address from a node's port; a move then has a gap of some 0.03 s, which a new connection may meet",
+        "address from a node's port; a move then has a gap of some milliseconds, which a new connection may meet",
     )
     parser.add_argument(
         "--wait",

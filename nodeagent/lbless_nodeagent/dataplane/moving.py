@@ -39,6 +39,11 @@ class Moving:
     openings: tuple[tuple[bytes, BucketSet], ...] = ()
 
     @property
+    def opened(self) -> BucketSet:
+        """Those in standby that a token may have opened: then they are fresh, and the kernel alone knows."""
+        return BucketSet(bucket for _, buckets in self.openings for bucket in buckets)
+
+    @property
     def buckets(self) -> BucketSet:
         """All of them."""
         return self.standby | self.fresh | self.drain | self.ending

@@ -20,7 +20,7 @@ __all__ = ["GROUP", "GUARD_SECONDS", "PORT", "TOKEN_BYTES", "datagram", "mark", 
 PORT = 0x88B5
 """Of UDP, to the group of all hosts; the number is the ethertype of the heartbeats."""
 TOKEN_BYTES = 16
-GUARD_SECONDS = 0.002
+GUARD_SECONDS = 0.003
 """From the end of the transaction that gives up until the token is sent. What the former owner has kept just before may
 have arrived at the new one later than the token would: the kernels of three nodes took up the copies of a frame
 0.03 ms apart, at worst 0.6 ms (`docs/decisions/moving.md`)."""
@@ -36,11 +36,11 @@ def token(key: bytes, uid: str, epoch: int, way: tuple[bytes, bytes], buckets: B
     return made if any(made[:4]) else b"\1" + made[1:]  # a mark of 0 is none
 
 
-def mark(token: bytes) -> int:
+def mark(made: bytes) -> int:
     """The packet mark, never 0, by which the rules know what a token opens. It is on no packet that leaves them."""
-    return int.from_bytes(token[:4], sys.byteorder)
+    return int.from_bytes(made[:4], sys.byteorder)
 
 
-def datagram(ip: IPv4Address, token: bytes) -> bytes:
+def datagram(ip: IPv4Address, made: bytes) -> bytes:
     """The payload: whose buckets, and the token."""
-    return ip.packed + token
+    return ip.packed + made

@@ -207,6 +207,7 @@ class Programming:
         try:
             self._engine.apply(wanted)
         except EngineError as error:
+            self.written_at = time.monotonic()
             self._applied, self._intact = None, False
             self._busy = isinstance(error, EngineBusyError)
             return str(error)

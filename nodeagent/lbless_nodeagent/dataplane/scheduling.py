@@ -21,9 +21,12 @@ _ATTRIBUTES = struct.Struct("=IIQiIQQQ")
 
 
 def ask_for_short_turns() -> bool:
-    """Ask for turns of `SLICE_NS` for the calling thread, at its niceness; returns whether that was taken."""
+    """Ask for turns of `SLICE_NS` for the calling thread, at its niceness; returns whether that was taken.
+
+    One that was given another policy keeps it.
+    """
     number = _NUMBERS.get(platform.machine())
-    if number is None:
+    if number is None or os.sched_getscheduler(0) != os.SCHED_OTHER:
         return False
     nice = os.getpriority(os.PRIO_PROCESS, 0)
     packed = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_OTHER, 0, nice, 0, SLICE_NS, 0, 0)

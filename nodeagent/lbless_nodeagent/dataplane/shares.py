@@ -44,6 +44,10 @@ from lbless_nodeagent.dataplane.tick.messages import Applied, Forgotten, Known, 
 
 NOTHING = Share()
 REST_SECONDS = 0.001
+"""Long enough for whoever waits for the processor."""
+MOST_OPENED = 2_000
+"""Buckets of one address that tokens may open: each is two more elements, and with more of them a change of the address
+would not be a single transaction."""
 KEPT_EPOCHS = 8
 """Beside the one in use; membership keeps as many."""
 
@@ -247,17 +251,21 @@ class Shares:
     def _used(self, uid: str, use: Use, last: _Followed | None, has: Share) -> tuple[Epoch | None, Takers]:
         """The epoch by which a ClusterIP is followed, and who took what when that came into use."""
         by = self._epochs.get((uid, use.epoch)) if use.epoch else None
-        if last is None or by is last.by:
+        if last is None or _number(by) == _number(last.by):
             return by, last.had if last else {}
         return by, takers(last.by, last.had, has.taking, self._id, unbegun=use.unbegun) if last.by else {}
 
     def _opening(self, uid: str, has: Share, share: Share, epoch: Epoch, had: Takers) -> Share:
         """Note what this step gives up for others to open, and return it with what they open here."""
-        if not self._keys or not self.can_move:
+        if not (self._keys and self._keys.keys) or not self.can_move:
             return share
-        taken = given_up(has, share, epoch, self._id) if not self.can_redirect else {}
-        if taken:
+        ways = share.moving.redirect if self.can_redirect else ()
+        sent_on = BucketSet(bucket for _, buckets in ways for bucket in buckets)
+        gone = given_up(has, share, epoch, self._id)
+        if taken := {to: buckets for to, buckets in gone.items() if buckets.isdisjoint(sent_on)}:
             self._giving_up[uid] = _GivingUp(epoch.number, taken)
+        if len(share.moving.standby) > MOST_OPENED:
+            return share
         openings = sorted(
             (self._token(uid, epoch.number, (source, self._id), buckets), buckets)
             for source, buckets in expected(share, epoch, had, self._id).items()
@@ -265,8 +273,8 @@ class Shares:
         return replace(share, moving=replace(share.moving, openings=tuple(openings))) if openings else share
 
     def _token(self, uid: str, epoch: int, way: tuple[bytes, bytes], buckets: BucketSet) -> bytes:
-        keys = self._keys.keys if self._keys else ()
-        return token(keys[0] if keys else b"", uid, epoch, way, buckets)
+        assert self._keys is not None  # noqa: S101 - for the type checker
+        return token(self._keys.keys[0], uid, epoch, way, buckets)
 
     def _has(self, clusterip: ClusterIP, installed: Vips) -> Share | None:
         """What the kernel does of it; None where it keeps something of another way to hash."""
@@ -368,6 +376,10 @@ class Shares:
             _LOG.info("%s: epoch %d of %s came from a peer.", message.interface, clusterip.epoch, key)
 
 
+def _number(epoch: Epoch | None) -> int:
+    return epoch.number if epoch else 0
+
+
 def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
     return all(a is b or a == b for a, b in zip(one, other, strict=True))
 
@@ -375,9 +387,10 @@ def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
 def _kept(followed: _Followed, has: Share) -> Kept:
     """What the kernel does by an order where it has come to `has`."""
     order, moving = followed.order, has.moving
+    may_take = has.taking | moving.opened if moving.openings else has.taking
     return Kept(
-        epoch=followed.epoch if order.lose and has.taking.issubset(order.mine) else None,
-        owns=bool(has.taking),
+        epoch=followed.epoch if order.lose and may_take.issubset(order.mine) else None,
+        owns=bool(may_take),
         ready=followed.epoch if (order.mine & order.arriving).issubset(has.taking | moving.standby) else 0,
         gained=order.gain and order.mine.issubset(has.taking),
         sends=bool(moving.redirect),

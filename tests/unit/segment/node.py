@@ -321,7 +321,8 @@ class Node:
                 self._note_abandoned(uid, present, wanted)
             moving = wanted.moving
             if use:
-                lost = order.lose and wanted.taking.issubset(order.mine)
+                may_take = wanted.taking | moving.opened
+                lost = order.lose and may_take.issubset(order.mine)
                 gained = order.gain and order.mine.issubset(wanted.taking)
                 ready = (order.mine & order.arriving).issubset(wanted.taking | moving.standby)
                 drains = bool(moving.drain | moving.ending | (moving.standby - order.mine))
@@ -331,7 +332,7 @@ class Node:
                         uid,
                         Kept(
                             epoch_lost,
-                            bool(wanted.taking),
+                            bool(may_take),
                             use.epoch * ready,
                             gained,
                             bool(moving.redirect),
@@ -354,9 +355,9 @@ class Node:
         had: Takers = {}
         last, before = self.followed.get(uid, (None, had))
         if last is not None:
-            had = (
-                before if by is last else takers(last, before, present.taking, self.node, unbegun=use.unbegun)
-            )
+            had = before
+            if by is None or by.number != last.number:
+                had = takers(last, before, present.taking, self.node, unbegun=use.unbegun)
         self.followed[uid] = by, had
         if by is None:
             return wanted

@@ -29,10 +29,10 @@ choice or the simulation showed that it must be otherwise:
 - Rule 8: concerned is also who is named by an epoch between the one in use and the new one. A peer uses an epoch, too,
   that it has chosen and is ready for, before its kernel follows: it may have to wait for this node.
 - Rule 9: gaining waits for a silent peer that holds, too; for one that only others hear, and where nobody ever
-  heard a peer for each that was named, it waits DEAD. Losing is at once, or for what moves when the new
-  owner stands by (`handing`), and *held* changes who takes over: so a
-  node becomes held, and ceases to be, only while nothing is taken over, and takes over again when all have
-  acknowledged the end (`stopping`).
+  heard a peer for each that was named, it waits DEAD, and there the hold as well. Losing is at once, or for what
+  moves when the new owner stands by (`handing`), and *held* changes who takes over: so a node becomes held, and
+  ceases to be, only while nothing is taken over, and takes over again when all have acknowledged the end
+  (`stopping`).
 - Rule 10: *acting* is said of each ClusterIP. It may be said while still listening, but shared only after.
   Not where no peer was ever heard and the epoch names this very incarnation beside others (rule 2); one that
   acts by then leaves those others what that epoch gives them.

@@ -47,15 +47,18 @@ _REFUSED_FOR = "500ms"
 
 _TOKEN = f"@th,64,{8 * (4 + TOKEN_BYTES)}"
 """The payload of a datagram that opens buckets: an address, and the token."""
-_NOTED = f"update @{OPENED} {{ meta mark }}"
+_NOTED = f"update @{OPENED} {{ @th,64,32 . meta mark }}"
+_IS_NOTED = f"@nh,128,32 . meta mark @{OPENED}"
+"""By the address, as it stands in the token's datagram and as the destination, and the mark."""
 _MOST_OPENED = 65_536
 _OPENED_FOR = "1m"
-"""Until then the new owner's processes have heard of it as well, or its lease has run out."""
+"""By then the new owner's processes have mostly heard of it as well. Where they have not, as another node cannot follow
+the epoch, the buckets wait again."""
 
 _STATES = f""" set {MOVING} {{ type ipv4_addr; size {MOST_MOVING}; }}
  set {REFUSED} {{ typeof {_DATAGRAM}; size {_MOST_REFUSED}; flags dynamic,timeout; timeout {_REFUSED_FOR}; }}
  map {TOKENS} {{ typeof {_TOKEN} : meta mark; }}
- set {OPENED} {{ typeof meta mark; size {_MOST_OPENED}; flags dynamic,timeout; timeout {_OPENED_FOR}; }}
+ set {OPENED} {{ typeof @th,64,32 . meta mark; size {_MOST_OPENED}; flags dynamic,timeout; timeout {_OPENED_FOR}; }}
  map {JUDGED} {{ type ipv4_addr : verdict; }}
  map {ANSWERS} {{ type ipv4_addr : verdict; }}
  counter sent_on {{ }}
@@ -104,7 +107,7 @@ _STATES = f""" set {MOVING} {{ type ipv4_addr; size {MOST_MOVING}; }}
  chain answering {{ type filter hook postrouting priority 300; policy accept;
   tcp flags & (syn | ack) == (syn | ack) ip saddr @{MOVING} goto answer
  }}"""
-_OPENING = f"""
+_OPENING_CHAINS = f"""
  chain opened_fresh {{
   meta mark set 0
   goto fresh
@@ -114,7 +117,7 @@ _OPENING = f"""
   meta mark 0 accept
   {_NOTED} counter name opened drop
  }}"""
-STRUCTURE = _STATES + _OPENING
+STRUCTURE = _STATES + _OPENING_CHAINS
 # standby, fresh: a flow opens on one node only, since a frame is either multicast or for one host. A datagram whose
 # multicast frame came in standby and is refused may be sent on by the former owner and come when the bucket is fresh:
 # then that copy is taken. If another one that is equal to it comes in a multicast frame first, it is forgotten.
@@ -127,10 +130,10 @@ STRUCTURE = _STATES + _OPENING
 
 # open: a datagram with another token, or none, is nothing of ours. A mark that is not in the map is 0, and never opens.
 
-OPENING = f"ip daddr {GROUP} udp dport {PORT} meta mark 0 goto open"
+TAKES_TOKENS = f"ip daddr {GROUP} udp dport {PORT} meta mark 0 goto open"
 """Takes a token, in the chain of prerouting."""
 
-LEASED = f""" chain opens {{ type filter hook output priority -2147483648; policy accept;
+OPENS = f""" chain opens {{ type filter hook output priority -2147483648; policy accept;
   ip daddr {GROUP} udp dport {PORT} oifname != @{LEASE} drop
  }}"""
 """Only who has a lease opens anything: without one the buckets may have had another owner meanwhile."""
@@ -191,7 +194,7 @@ def _standby(group: HashParameters, fields: Fields) -> str:
     return _lines(
         "meta mark != 0 goto standby",
         *(f"{half}meta mark set {key} map @{opening_map(group)}" for half, key in keys(group, fields)),
-        f"meta mark @{OPENED} goto opened_fresh",
+        f"{_IS_NOTED} goto opened_fresh",
         "meta mark set 0",
         "goto standby",
     )

@@ -130,7 +130,7 @@ REDIRECT = _feature(
     "map m { typeof ip daddr . numgen inc mod 2 : ip daddr; }\n"
     " chain c { dup to ip daddr . jhash ip saddr mod 2 seed 0 map @m drop\n }",
 )
-"""What can be done without: a move has a gap of some 0.03 s then."""
+"""What can be done without: a move has a gap of some milliseconds then."""
 
 
 def layout(library: Library) -> Layout:

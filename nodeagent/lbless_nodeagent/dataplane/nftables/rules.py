@@ -71,7 +71,7 @@ _IP = f"""{_HEAD}
  }}
  chain prerouting {{ type filter hook prerouting priority -350; policy accept;
   ip daddr @{SHARED} goto to_shared
-  {movingrules.OPENING}
+  {movingrules.TAKES_TOKENS}
  }}"""
 # keep: a packet in a multicast frame has to become one for this host, or TCP and forwarding discard it.
 # prerouting: after defragmentation (-400), so that a datagram is hashed whole, and before conntrack
@@ -103,7 +103,7 @@ def table(family: Family, layout: Layout) -> str:
     if layout.lease and family is Family.IP:
         # All that is kept on the segment comes through there, and last: what is foreign pays nothing for it.
         text += f"{lease.structure(TABLE)}insert rule {name} keep {lease.UNLEASED}\n"
-        text += f"table {name} {{\n{movingrules.LEASED}\n}}\n"
+        text += f"table {name} {{\n{movingrules.OPENS}\n}}\n"
     return text
 
 

@@ -22,13 +22,16 @@ class Freshness:
     def __init__(self, known: Iterable[Stamp] = ()) -> None:
         """`known` is what a former process knew."""
         self._newest: dict[bytes, Stamp] = {}
+        self._admitted: dict[bytes, Stamp] = {}
         for stamp in known:
             self.admit(stamp)
+        self._admitted.clear()
 
     @property
-    def stamps(self) -> Mapping[bytes, Stamp]:
-        """The newest of each node by its id, at any time."""
-        return self._newest
+    def admitted(self) -> Mapping[bytes, Stamp]:
+        """The newest of each node by its id, at any time, but for those that only a former process has heard: what
+        others report of these may be news to this one."""
+        return self._admitted
 
     def newest(self) -> tuple[Stamp, ...]:
         """Of each node the newest, the one unheard for longest first."""
@@ -41,7 +44,9 @@ class Freshness:
             if stamp <= last:
                 return False
             del self._newest[stamp.node]
-        self._newest[stamp.node] = stamp
+        self._newest[stamp.node] = self._admitted[stamp.node] = stamp
         if len(self._newest) > MAX_NODES:
-            del self._newest[next(iter(self._newest))]
+            gone = next(iter(self._newest))
+            del self._newest[gone]
+            self._admitted.pop(gone, None)
         return True

@@ -101,7 +101,7 @@ class Inbox:
     def _read(self, frame: Arrived) -> Received | None:
         try:
             # All of a batch were admitted first: what they say of each other is hardly ever news.
-            return Received(parse(frame.payload, self._freshness.stamps), frame.at_ns)
+            return Received(parse(frame.payload, self._freshness.admitted), frame.at_ns)
         except Refused as refused:
             self._dropped[refused.reason] += 1
             return None
