@@ -25,10 +25,15 @@ BACKGROUND = (
     "cluster/test_crds",
     "cluster/test_edge",
     "cluster/test_lab",
+    "cluster/test_operator_permissions",
+    "cluster/test_operator_reserved",
     "cluster/test_sync",
     "kernel/test_engine",
+    "kernel/test_fence",
+    "kernel/test_flows",
     "kernel/test_hash",
     "kernel/test_iptables",
+    "kernel/test_lab_lan",
     "kernel/test_nftables",
 )
 """Two lanes of tests run at a time (`make test`): this one gives way to the other, which has deadlines to keep."""
