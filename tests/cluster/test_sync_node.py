@@ -161,7 +161,8 @@ def test_what_was_deleted_while_the_watch_was_cut_goes_and_nothing_changes_befor
     synced.signal(signal.SIGCONT)
     wait_for("the present state", lambda: set(synced.desired) == {"stays", "again"})
     wait_for("the new object", lambda: synced.desired["again"]["metadata"]["uid"] == again["metadata"]["uid"])
-    assert len(list((synced.state / "desired").glob("[!.]*.json"))) == 2
+    files = synced.state / "desired"
+    wait_for("the file of the former one to go", lambda: len(list(files.glob("[!.]*.json"))) == 2)
 
 
 def test_a_start_without_the_api_server_leaves_every_file_until_it_answers(
