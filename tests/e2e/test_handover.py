@@ -26,7 +26,6 @@ SYNS_PER_SECOND, FEW_SYNS_PER_SECOND = 200, 100
 STREAM_PER_SECOND, STREAMED_PORT, FIRST_PORT = 2_000, 7_100, 50_000
 FEW_BUCKETS = 4
 """So that a stream through them is dense: what moves of it is at least a quarter."""
-GAP_SECONDS = 0.01
 FEW = 60
 DRAIN_SECONDS = 3
 TAKEOVER_SECONDS = 1.0

@@ -28,7 +28,7 @@ from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import HashParameters
 from lbless_api.hashing import ICMP, TCP, UDP
 from lbless_nodeagent.dataplane import opening
-from lbless_nodeagent.dataplane.ladder import LAST_MS
+from lbless_nodeagent.dataplane.ladder import GROUP, LAST_MS
 from lbless_nodeagent.dataplane.moving import Moving
 from lbless_nodeagent.dataplane.nftables.engine import NftablesEngine
 from lbless_nodeagent.dataplane.opener import Opener
@@ -56,7 +56,7 @@ table ip marking {
 def datagram(payload: bytes, *, port: int = opening.PORT) -> bytes:
     """A frame with a datagram to all hosts."""
     udp = struct.pack("!HHHH", 4000, port, 8 + len(payload), 0) + payload
-    return ethernet(ipv4(SECOND, IPv4Address(opening.GROUP), UDP, udp), to=GROUP_MAC)
+    return ethernet(ipv4(SECOND, IPv4Address(GROUP), UDP, udp), to=GROUP_MAC)
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda g: f"{g.function}-{g.mode}")

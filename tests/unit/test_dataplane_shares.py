@@ -81,7 +81,7 @@ class Setup:
         if not self.refuses and wanted != self.installed:
             self.installed = wanted
             self.applications += 1
-        self.shares.open_elsewhere(self.installed, indexes, time.monotonic())
+        self.shares.open_elsewhere(self.installed, time.monotonic())
         self.shares.confirm(self.installed, decision.vips, self.applications)
         for name, port in self.node.ports.items():
             self.node.say(Attached(name, port.incarnation))

@@ -7,7 +7,8 @@ import socket
 import struct
 from ipaddress import IPv4Address
 
-from lbless_nodeagent.dataplane.opening import GROUP, PORT, datagram
+from lbless_nodeagent.dataplane.ladder import GROUP
+from lbless_nodeagent.dataplane.opening import PORT, datagram
 
 _LOG = logging.getLogger(__name__)
 _ANY = b"\0\0\0\0"

@@ -13,12 +13,9 @@ import sys
 from ipaddress import IPv4Address
 
 from lbless_api.buckets import BucketSet
-from lbless_nodeagent.dataplane.ladder import GROUP
-
-__all__ = ["GROUP", "GUARD_SECONDS", "PORT", "TOKEN_BYTES", "datagram", "mark", "token"]
 
 PORT = 0x88B5
-"""Of UDP, to the group of all hosts; the number is the ethertype of the heartbeats."""
+"""Of UDP, to the group of all hosts (`ladder.GROUP`); the number is the ethertype of the heartbeats."""
 TOKEN_BYTES = 16
 GUARD_SECONDS = 0.003
 """From the end of the transaction that gives up until the token is sent. What the former owner has kept just before may

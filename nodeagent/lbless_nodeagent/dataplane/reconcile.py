@@ -264,10 +264,8 @@ class Reconciler:
         shares.can_move = moves and not self._liberal
         shares.can_redirect = any(one.redirect for one in self.programming.report.capabilities)
         shares.drains.ask()
-        return shares.follow(counted, documents, former, found, self._indexes(), self.programming.installed)
-
-    def _indexes(self) -> dict[str, int]:
-        return {link.name: link.index for link in self._addresses.network.links.values()}
+        indexes = {link.name: link.index for link in self._addresses.network.links.values()}
+        return shares.follow(counted, documents, former, found, indexes, self.programming.installed)
 
     def _described(self, found: tuple[Interface, ...]) -> tuple[Interface, ...]:
         """The interfaces with what membership says of each. Without heartbeats no incarnation of this node can be
@@ -303,9 +301,7 @@ class Reconciler:
             self.shares.brace()
         refused = self.programming.program({**wanted, **kept} if kept else wanted, local_sources, now)
         if self.shares:
-            self.shares.open_elsewhere(
-                self.programming.installed, self._indexes(), self.programming.written_at
-            )
+            self.shares.open_elsewhere(self.programming.installed, self.programming.written_at)
         self._go_on()
         # Only an address that has its rules may be on a link: without them it would answer every packet.
         places = self._held(wanted)

@@ -173,20 +173,20 @@ class Shares:
         if self._giving_up:
             time.sleep(REST_SECONDS)
 
-    def open_elsewhere(self, installed: Vips, indexes: Mapping[str, int], written_at: float) -> None:
+    def open_elsewhere(self, installed: Vips, written_at: float) -> None:
         """Tell the kernels of the new owners what this node's has given up with what it was written at that time
         (`time.monotonic`)."""
         given, self._giving_up = self._giving_up, {}
         tokens = []
         for uid, giving_up in given.items():
-            followed, interface = self._followed.get(uid), self._placed[uid][1]
+            followed, port = self._followed.get(uid), self.ports.get(self._placed[uid][1])
             has = self._has(followed.clusterip, installed) if followed else None
-            if followed is None or has is None or interface is None or interface not in indexes:
+            if followed is None or has is None or port is None:
                 continue
             for destination, buckets in giving_up.taken.items():
                 if buckets.isdisjoint(has.taking):
                     made = self._token(uid, giving_up.epoch, (self._id, destination), buckets)
-                    tokens.append((indexes[interface], followed.clusterip.spec.ip, made))
+                    tokens.append((port.index, followed.clusterip.spec.ip, made))
         if tokens:
             time.sleep(max(0.0, written_at + GUARD_SECONDS - time.monotonic()))
         for one in tokens:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lbless_api.clusterip import HashParameters
+from lbless_nodeagent.dataplane.ladder import GROUP
 from lbless_nodeagent.dataplane.nftables import lease
 from lbless_nodeagent.dataplane.nftables.keys import ANSWER, PORTED, Fields, keys
 from lbless_nodeagent.dataplane.nftables.layout import Layout
@@ -30,7 +31,7 @@ from lbless_nodeagent.dataplane.nftables.names import (
     opening_map,
     redirect_map,
 )
-from lbless_nodeagent.dataplane.opening import GROUP, PORT, TOKEN_BYTES
+from lbless_nodeagent.dataplane.opening import PORT, TOKEN_BYTES
 
 ICMP_ERRORS = "{ destination-unreachable, time-exceeded, parameter-problem }"
 FOREIGN = "counter name foreign drop"
