@@ -37,6 +37,7 @@ from lbless_nodeagent.dataplane.tick.messages import (
 )
 from lbless_nodeagent.dataplane.tick.packetsocket import WireError
 from lbless_nodeagent.dataplane.tick.station import Station
+from lbless_nodeagent.dataplane.tick.watch import STUCK_SECONDS, Watch
 from lbless_nodeagent.files import boottime_seconds as now
 
 RESTS_A_TICK, CALM_RESTS_A_TICK = 5, 20
@@ -47,11 +48,6 @@ While all stations are calm, only what is urgent ends a rest early: then the sho
 the process takes is not what it does but that it wakes up."""
 MESSAGES_AT_ONCE = 64
 FIGURES_SECONDS = 1.0
-STUCK_SECONDS = 5.0
-"""For so long the programming process may be busy or stopped, in which it takes over nothing. Then this node
-leaves: its peers can do what it cannot."""
-PAUSE_SECONDS = 2 * FIGURES_SECONDS
-"""After a longer sleep than this, the machine's or that of both processes, the other one has done no wrong."""
 REALTIME_PRIORITY = 10
 _MCL_CURRENT_AND_FUTURE = 3
 
@@ -67,21 +63,21 @@ class Ticker:
         self._wires, self._bells, self._resting = select.poll(), select.poll(), select.poll()
         for poll in (self._wires, self._bells, self._resting):
             poll.register(channel.fileno(), select.POLLIN)
-        self._alive_at = self._figures_at = now()
+        self._figures_at = now()
+        self._programming = Watch(self._figures_at)
 
     def run(self) -> None:
         """Return when every interface's part has ended after a `Stop`; raises Closed."""
         drained_at = now()
         while not (self._stopping and not self._stations):
             self._await(drained_at)
-            slept, drained_at = now() - drained_at, now()
-            if slept > PAUSE_SECONDS:
-                self._alive_at += slept
+            drained_at = now()
             for station in list(self._stations.values()):
                 station.take_in(self._keys)
             for message in self._channel.receive(MESSAGES_AT_ONCE):
                 self._take(message)
-            self._watch()
+            if self._programming.is_stuck(now()):
+                self._leave()
             for name, station in list(self._stations.items()):
                 if station.begun or self._stopping:
                     station.turn(self._keys[0])
@@ -115,9 +111,9 @@ class Ticker:
         rest = end - now()
         return rest > 0 and bool(self._resting.poll(rest * 1000))
 
-    def _watch(self) -> None:
-        """Give up where the programming process could take over nothing for so long."""
-        if not self._stopping and self._stations and now() - self._alive_at > STUCK_SECONDS:
+    def _leave(self) -> None:
+        """Give up: the programming process could take over nothing for so long."""
+        if not self._stopping and self._stations:
             for name in self._stations:
                 self._say(Happened(name, f"leaves: rules were not programmed for {STUCK_SECONDS:.0f} s."))
             self._stop(Intent.LEAVE)
@@ -125,7 +121,7 @@ class Ticker:
     def _take(self, message: object) -> None:
         match message:
             case Alive():
-                self._alive_at = now()
+                self._programming.heard(now())
             case Attach():
                 self._attach(message)
             case Detach(interface):
@@ -140,9 +136,8 @@ class Ticker:
                     _tell(station, message)
 
     def _attach(self, attach: Attach) -> None:
-        self._alive_at = (
-            now()
-        )  # it may have waited for another dataplane's end until now, for as long as that took
+        # It may have waited for another dataplane's end until now, for as long as that took.
+        self._programming.heard(now())
         self._detach(attach.interface)
         self._say(Attached(attach.interface, attach.incarnation))
         try:
