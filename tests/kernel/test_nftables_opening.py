@@ -1,4 +1,4 @@
-"""The datagram by which a former owner opens a bucket at the new one: what that one's rules take for it."""
+"""The datagram by which a former owner opens a bucket at the new one: what the rules of both do by it."""
 
 import random
 import socket
@@ -31,7 +31,9 @@ from lbless_nodeagent.dataplane import opening
 from lbless_nodeagent.dataplane.ladder import GROUP, LAST_MS
 from lbless_nodeagent.dataplane.moving import Moving
 from lbless_nodeagent.dataplane.nftables.engine import NftablesEngine
+from lbless_nodeagent.dataplane.nftables.layout import guard_ms
 from lbless_nodeagent.dataplane.opener import Opener
+from lbless_nodeagent.dataplane.opening import GUARD_SECONDS
 from lbless_nodeagent.dataplane.tick.renewal import Lease
 
 __all__ = ["host"]
@@ -42,6 +44,8 @@ GROUP_MAC = "01:00:5e:00:00:01"
 OWNED, OPEN, LATER, SHUT = (BucketSet.parse(text) for text in ("0-2", "3-4", "5", "6"))
 FIRST, OTHER = (opening.token(b"key", "uid", epoch, (b"a" * 8, b"b" * 8), OPEN) for epoch in (1, 2))
 STANDBY = Moving(standby=OPEN | LATER | SHUT, openings=tuple(sorted(((FIRST, OPEN), (OTHER, LATER)))))
+SENDS = 5
+"""A token that comes again is no news, and opens nothing later."""
 MARKED = """
 table ip marking {
  counter marked { }
@@ -104,7 +108,12 @@ def test_from_its_token_on_a_bucket_in_standby_takes_what_a_fresh_one_does(
     ]
     tell(*nothing)
     probe("after what is no token")
-    tell(datagram(right))
+    time.sleep(4 * GUARD_SECONDS)  # what is no token has opened nothing, then or later
+    probe("a while after what is no token")
+    for _ in range(SENDS):
+        tell(datagram(right))
+        time.sleep(GUARD_SECONDS)
+    time.sleep(10 * GUARD_SECONDS)
     probe("open")
     marked = client.fields(min(OPEN))
     client.send(marked, tcp(marked, VIP, SYN), 77)
@@ -138,15 +147,103 @@ def test_from_its_token_on_a_bucket_in_standby_takes_what_a_fresh_one_does(
     assert 78 not in {number for _, number in observer.kept()}, "what was opened stays open in another epoch"
 
 
+@pytest.mark.parametrize("group", GROUPS, ids=lambda g: f"{g.function}-{g.mode}")
+def test_until_its_token_leaves_a_bucket_that_is_given_up_takes_what_a_fresh_one_does(
+    group: HashParameters, engine: NftablesEngine, wire: Wire, host: None, request: pytest.FixtureRequest
+):
+    client = Client(wire, group, random.Random(request.node.name))
+    giving_up = Moving(drain=OPEN | LATER | SHUT, openings=tuple(sorted(((FIRST, OPEN), (OTHER, LATER)))))
+    engine.apply(wanted(make_vip(group, OWNED, giving_up)))
+    observer, opener, index = Observer(BEHIND_STAGE_TWO), Opener(), socket.if_nametoindex("eth0")
+    numbers, sent = {}, 0
+
+    def probe(when: str) -> None:
+        nonlocal sent
+        for at in (*OPEN, *LATER, *SHUT):
+            new, data = client.fields(at, TCP), client.fields(at, UDP)
+            udp = struct.pack("!HHHH", data.source_port, PORT, 8, 0)
+            for kind, fields, payload in (("SYN", new, tcp(new, VIP, SYN)), ("datagram", data, udp)):
+                sent += 1
+                numbers[100 + sent] = (when, at, kind)
+                client.send(fields, payload, 100 + sent)
+        observer.await_arrival(sent)
+
+    probe("before")
+    assert not opener.send(index, VIP, bytes(16)), "what closes nothing here leaves"
+    assert not opener.send(index, RESTING, FIRST)
+    probe("after what is no token")
+    assert opener.send(index, VIP, FIRST)
+    sent += 1  # the other end of the wire is in this namespace, too
+    probe("after one")
+    assert opener.send(index, VIP, OTHER)
+    sent += 1
+    probe("after both")
+    takes = {
+        "before": OPEN | LATER,
+        "after what is no token": OPEN | LATER,
+        "after one": LATER,
+        "after both": BucketSet(),
+    }
+    expected = {about for about in numbers.values() if about[1] in takes[about[0]]}
+    assert {numbers[number] for _, number in observer.kept() if number in numbers} == expected
+    assert engine.counters()["closed"] == 2
+    assert engine.verify()
+    assert engine.audit()
+    found = engine.installed()
+    assert found is not None
+    assert found.vips[VIP].moving == giving_up
+    engine.apply(wanted(make_vip(group, OWNED, Moving(drain=giving_up.drain))))
+    assert not opener.send(index, VIP, FIRST), "it has been given up"
+    probe("given up")
+    assert {numbers[number] for _, number in observer.kept() if number in numbers} == expected
+
+
+@pytest.mark.parametrize(("tick", "timeout"), [(1 / 1000, 4), (1 / 300, 7), (1 / 250, 8), (1 / 100, 20)])
+def test_a_bucket_waits_for_its_opening_by_whole_ticks_of_the_clock(
+    tick: float, timeout: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(time, "clock_getres", lambda clock: tick if clock == 6 else None)
+    assert guard_ms() == timeout
+    assert (timeout / 1000) // tick * tick - tick >= GUARD_SECONDS, "as the kernel counts it"
+
+
+def test_what_a_token_opens_is_open_only_after_a_while(engine: NftablesEngine, wire: Wire, host: None):
+    group, waited, arrived = GROUPS[0], [], 0
+    client, observer = Client(wire, group, random.Random(1)), Observer(BEHIND_STAGE_TWO)
+    for epoch in range(3, 23):
+        made = opening.token(b"key", "uid", epoch, (b"a" * 8, b"b" * 8), OPEN)
+        engine.apply(wanted(make_vip(group, OWNED, Moving(standby=OPEN, openings=((made, OPEN),)))))
+        told, sent = time.monotonic(), {}
+        wire.send([datagram(opening.datagram(VIP, made))])
+        while time.monotonic() < told + 10 * GUARD_SECONDS:
+            number = 1000 * epoch + len(sent)
+            new = client.fields(min(OPEN))
+            client.send(new, tcp(new, VIP, SYN), number)
+            sent[number] = time.monotonic() - told
+            time.sleep(0.0003)
+        arrived += 1 + len(sent)
+        observer.await_arrival(arrived)
+        kept = {number for _, number in observer.kept()} & sent.keys()
+        assert kept, "it was never opened"
+        assert kept == {number for number in sent if number >= min(kept)}, "it was closed again"
+        waited.append(sent[min(kept)])
+    print(f"open after {', '.join(f'{1000 * one:.1f}' for one in sorted(waited))} ms")
+    # By when they were sent: each may have been taken up a little later.
+    assert min(waited) >= GUARD_SECONDS / 2
+
+
 def test_a_token_leaves_only_while_the_interface_has_a_lease(namespace: None, wire: Wire, host: None):
     engine = NftablesEngine(lease=True)
-    engine.apply(wanted(make_vip(GROUPS[0], OWNED)))
+    giving_up = Moving(drain=OPEN | LATER, openings=tuple(sorted(((FIRST, OPEN), (OTHER, LATER)))))
+    engine.apply(wanted(make_vip(GROUPS[0], OWNED, giving_up)))
     opener, lease, index = Opener(), Lease("eth0"), socket.if_nametoindex("eth0")
     assert not opener.send(index, VIP, FIRST)
+    assert engine.counters()["closed"] == 0
     lease.renew(time.monotonic() + LAST_MS / 1_000)
     assert opener.send(index, VIP, FIRST)
     lease.end()
     assert not opener.send(index, VIP, OTHER)
+    assert engine.counters()["closed"] == 1
     assert not opener.send(9999, VIP, FIRST), "there is no such interface"
     heard = []
     while frame := wire.hear(0.2):

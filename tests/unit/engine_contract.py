@@ -78,6 +78,7 @@ def moves(engine: Engine, one: Vip) -> list[Vip]:
         (low, Moving(standby=high)),
         (low, Moving(standby=high, openings=((b"1" * TOKEN_BYTES, high),) if high else ())),
         (low, Moving(fresh=high)),
+        (BucketSet(), Moving(fresh=high, drain=low, openings=((b"2" * TOKEN_BYTES, low),))),
         (BucketSet(), Moving(fresh=high, drain=low)),
         (high, Moving(drain=low, redirect=to[:1])),
         (BucketSet(), Moving(drain=low | high, redirect=tuple(way for way in to if way[1]))),

@@ -49,7 +49,7 @@ def port_lists(draw: st.DrawFn) -> tuple[PortRange, ...]:
 @st.composite
 def movings(draw: st.DrawFn, buckets: int, owned: BucketSet) -> Moving:
     """Any states of some of the buckets that are not owned, ways for some of those that drain, and tokens for
-    some of those in standby."""
+    some of those and of those in standby."""
     free = [bucket for bucket in range(buckets) if bucket not in owned]
     some = draw(st.lists(st.sampled_from(free), max_size=24, unique=True)) if free else []
     states: list[list[int]] = [[], [], [], []]
@@ -62,7 +62,7 @@ def movings(draw: st.DrawFn, buckets: int, owned: BucketSet) -> Moving:
             ways.setdefault(IPv4Address("10.8.1.0") + draw(st.integers(0, 2)), []).append(bucket)
     redirect = tuple(sorted((address, BucketSet(to)) for address, to in ways.items()))
     opened: dict[bytes, list[int]] = {}
-    for bucket in standby:
+    for bucket in standby | drain:
         if draw(st.booleans()):
             opened.setdefault(bytes([draw(st.integers(1, 3))]) * TOKEN_BYTES, []).append(bucket)
     openings = tuple(sorted((token, BucketSet(to)) for token, to in opened.items()))

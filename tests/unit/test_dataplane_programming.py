@@ -10,6 +10,7 @@ from lbless_api.buckets import BucketSet
 from lbless_api.clusterip import HashParameters
 from lbless_api.hashing import HashFunction, HashMode
 from lbless_nodeagent.dataplane.engine import EngineBusyError, Vip, Wanted
+from lbless_nodeagent.dataplane.moving import Moving
 from lbless_nodeagent.dataplane.programming import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, Programming
 from unit.memory_engine import MemoryEngine
 
@@ -263,3 +264,44 @@ def test_a_vip_that_moves_to_another_interface_replaces_the_former() -> None:
     moved = replace(vip(1), interface="eth1")
     assert programming.program(by_ip(moved), PODS, 1.0) == {}
     assert programming.installed == by_ip(moved)
+
+
+TOKEN = b"t" * 16
+SHUT = BucketSet.parse("0-9")
+GIVING_UP = replace(vip(1, "10-255"), moving=Moving(drain=SHUT, openings=((TOKEN, SHUT),)))
+"""A token is to close what drains, as it leaves: from then on the kernel alone knows."""
+GIVEN_UP = replace(GIVING_UP, moving=Moving(drain=SHUT))
+
+
+def giving_up() -> tuple[MemoryEngine, Programming]:
+    """The rules have just been told to give up with the token."""
+    engine = MemoryEngine()
+    programming = Programming(engine)
+    programming.program(by_ip(vip(1)), PODS, 0.0)
+    assert programming.program(by_ip(GIVING_UP), PODS, 1.0) == {}
+    assert engine.kernel.vips == by_ip(GIVING_UP) == programming.installed
+    return engine, programming
+
+
+def test_what_a_token_closes_is_not_open_again_where_the_rules_are_made_again() -> None:
+    engine, programming = giving_up()
+    engine.kernel = Wanted({}, frozenset())
+    programming.check()
+    assert programming.program(by_ip(GIVING_UP), PODS, 2.0) == {}
+    assert engine.kernel.vips == by_ip(GIVEN_UP) == programming.installed
+
+
+def test_what_a_token_closes_is_not_open_again_where_another_ones_change_is_refused() -> None:
+    engine, programming = giving_up()
+    engine.fails = lambda wanted: "The kernel says no." if vip(2).ip in wanted.vips else None
+    faults = programming.program(by_ip(GIVING_UP, vip(2)), PODS, 2.0)
+    assert faults == {vip(2).ip: "The kernel says no."}
+    assert engine.kernel.vips == by_ip(GIVEN_UP) == programming.installed
+
+
+def test_what_an_earlier_process_was_to_close_by_a_token_is_closed() -> None:
+    engine, _ = giving_up()
+    successor = Programming(engine)
+    assert successor.installed == by_ip(GIVING_UP)
+    assert successor.program(by_ip(GIVING_UP), PODS, 2.0) == {}
+    assert engine.kernel.vips == by_ip(GIVEN_UP)

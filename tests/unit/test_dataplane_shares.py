@@ -1,7 +1,6 @@
 """A node's share of each ClusterIP: what the kernel has, what membership says of it, and what is told to whom."""
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -21,6 +20,7 @@ from lbless_nodeagent.dataplane.draining import Drains
 from lbless_nodeagent.dataplane.engine import Vip
 from lbless_nodeagent.dataplane.keyfile import KeyFile
 from lbless_nodeagent.dataplane.membership import Kept, Use
+from lbless_nodeagent.dataplane.moving import Moving
 from lbless_nodeagent.dataplane.opener import Opener
 from lbless_nodeagent.dataplane.opening import token
 from lbless_nodeagent.dataplane.shares import KEPT_EPOCHS, Shares
@@ -59,6 +59,8 @@ class Setup:
         self.refuses = False
         self.installed: Mapping[IPv4Address, Vip] = installed or {}
         self.applications = 0
+        self.again = False
+        """Whether the last pass asked for another one at once."""
         self.versions: dict[str, int] = {}
 
     def desire(self, *documents: Document) -> None:
@@ -81,7 +83,7 @@ class Setup:
         if not self.refuses and wanted != self.installed:
             self.installed = wanted
             self.applications += 1
-        self.shares.open_elsewhere(self.installed, time.monotonic())
+        self.again = self.shares.open_elsewhere(self.installed)
         self.shares.confirm(self.installed, decision.vips, self.applications)
         for name, port in self.node.ports.items():
             self.node.say(Attached(name, port.incarnation))
@@ -419,10 +421,18 @@ def test_what_is_given_up_is_opened_at_each_new_owner_that_may_take_it(setup: Se
     assert told == []
     setup.view({UID: Use(2, 2, gain=True, lose=True, ready=True, settled=False)})
     setup.run()
-    wanted = [(2, IP, opening("100-119", 2, NODE, "n2")), (2, IP, opening("120-127", 2, NODE, "n3"))]
-    assert sorted(told) == sorted(wanted)
+    gone = {opening("100-119", 2, NODE, "n2"): "100-119", opening("120-127", 2, NODE, "n3"): "120-127"}
+    assert sorted(told) == sorted((2, IP, one) for one in gone)
+    moving = setup.installed[IPv4Address(IP)].moving
+    assert str(moving.drain) == "100-127"
+    assert {one: str(buckets) for one, buckets in moving.openings} == gone, "the kernel closes as they leave"
+    assert setup.again
+    assert setup.applied()[UID] == (None, True)
     setup.run()
     assert len(told) == 2, "it was said again"
+    assert setup.installed[IPv4Address(IP)].moving == Moving(drain=BucketSet.parse("100-127"))
+    assert not setup.again
+    assert setup.applied()[UID] == (2, True)
 
 
 def test_nothing_is_opened_by_one_whose_kernel_did_not_change_or_sends_on(setup: Setup, told: list[Any]):
@@ -433,10 +443,13 @@ def test_nothing_is_opened_by_one_whose_kernel_did_not_change_or_sends_on(setup:
     setup.view({UID: Use(2, 2, gain=True, lose=True, settled=False)})
     setup.run()
     assert setup.kernel() == "0-127"
+    assert (told, setup.again) == ([], False)
     setup.refuses = False
     setup.run()
     assert setup.kernel() == "0-99"
-    assert told == []
+    assert told == [(2, IP, opening("100-127", 2, NODE, "n2"))]
+    told.clear()
+    setup.run()
     setup.shares.can_redirect = True
     moved = moving_to({NODE: "0-89", "n2": "90-255"}, ("90-127", NODE, "n2"), epoch=3)
     address = IPv4Address("10.80.0.12")
@@ -447,6 +460,81 @@ def test_nothing_is_opened_by_one_whose_kernel_did_not_change_or_sends_on(setup:
     setup.run()
     assert setup.installed[IPv4Address(IP)].moving.redirect == ((address, BucketSet.parse("90-99")),)
     assert (setup.kernel(), told) == ("0-89", [])
+
+
+def test_what_a_former_process_was_about_to_give_up_is_not_said_by_its_successor(
+    setup: Setup, tmp_path: Path, told: list[Any]
+):
+    """Meanwhile others may have taken it: this node knows that no sooner than it has a view."""
+    serving(setup)
+    setup.desire(moving_to({NODE: "0-99", "n2": "100-255"}, ("100-127", NODE, "n2")))
+    setup.run()
+    setup.view({UID: Use(2, 2, gain=True, lose=True, settled=False)})
+    setup.run()
+    told.clear()
+    successor = Setup(tmp_path / "successor", setup.installed)
+    successor.desire(moving_to({NODE: "0-99", "n2": "100-255"}, ("100-127", NODE, "n2")))
+    successor.run()
+    assert successor.installed == setup.installed
+    assert (told, successor.again) == ([], False)
+    successor.view({UID: Use(2, 2, gain=True, lose=True, settled=False)})
+    successor.run()
+    assert successor.installed[IPv4Address(IP)].moving == Moving(drain=BucketSet.parse("100-127"))
+    assert told == []
+
+
+def test_a_token_that_was_sent_is_not_sent_again_while_the_kernel_takes_nothing_new(
+    setup: Setup, told: list[Any]
+):
+    """Buckets go both ways: what is still awaited has its tokens, too."""
+    serving(setup)
+    both = (("100-127", NODE, "n2"), ("128-139", "n2", NODE))
+    setup.desire(moving_to({NODE: "0-99,128-139", "n2": "100-127,140-255"}, *both))
+    setup.run()
+    sources = frozenset({node_id("n2")})
+    setup.view({UID: Use(2, 2, gain=False, lose=True, settled=False, unfinished=sources)})
+    setup.run()
+    assert (told, setup.again) == ([(2, IP, opening("100-127", 2, NODE, "n2"))], True)
+    setup.refuses = True
+    for _ in range(3):
+        setup.run()
+        assert setup.again is False
+    assert len(told) == 1
+    setup.refuses = False
+    setup.run()
+    assert (len(told), setup.again) == (1, False)
+    moving = setup.installed[IPv4Address(IP)].moving
+    assert [str(buckets) for _, buckets in moving.openings] == ["128-139"]
+
+
+def test_what_is_given_up_costs_nothing_that_is_awaited_its_token(setup: Setup, told: list[Any]):
+    serving(setup, {NODE: "0-999", "n2": "1000-4095"}, buckets=4096)
+    shares = {NODE: "1000-2499", "n2": "0-999,2500-4095"}
+    entries = [
+        {"buckets": "0-999", "from": NODE, "to": "n2"},
+        {"buckets": "1000-2499", "from": "n2", "to": NODE},
+    ]
+    setup.desire(document(shares, epoch=2, moves=entries, buckets=4096))
+    setup.run()
+    sources = frozenset({node_id("n2")})
+    setup.view({UID: Use(2, 2, gain=False, lose=True, settled=False, unfinished=sources)})
+    setup.run()
+    moving = setup.installed[IPv4Address(IP)].moving
+    assert (str(moving.standby), str(moving.drain)) == ("1000-2499", "0-999")
+    assert [str(buckets) for _, buckets in moving.openings] == ["1000-2499"]
+    assert told == []
+
+
+def test_of_more_buckets_than_can_be_changed_at_once_nothing_is_said(setup: Setup, told: list[Any]):
+    serving(setup, {NODE: "0-4000", "n2": "4001-4095"}, buckets=4096)
+    shares = {NODE: "0-1999", "n2": "2000-4095"}
+    entry = {"buckets": "2000-4000", "from": NODE, "to": "n2"}
+    setup.desire(document(shares, epoch=2, moves=[entry], buckets=4096))
+    setup.run()
+    setup.view({UID: Use(2, 2, gain=True, lose=True, settled=False)})
+    setup.run()
+    assert setup.installed[IPv4Address(IP)].moving == Moving(drain=BucketSet.parse("2000-4000"))
+    assert told == []
 
 
 def test_where_a_new_owners_address_is_not_known_it_is_opened(setup: Setup, told: list[Any]):

@@ -181,7 +181,7 @@ def test_a_token_spares_the_gap_the_processes_and_one_that_is_lost_costs_that_ga
     with_tokens, without = ([gap(seed, loss=loss) for seed in range(10)] for loss in (False, True))
     shown = [[round(g * 1000, 1) for g in sorted(gaps)] for gaps in (with_tokens, without)]
     print(f"unserved with tokens {shown[0]} ms, without {shown[1]} ms")
-    assert max(with_tokens) < 0.005
+    assert max(with_tokens) < 0.01
     assert 0.01 < min(without) <= max(without) < 0.2
 
 

@@ -82,9 +82,9 @@ def run(model: Model, text: str) -> int:
     return count
 
 
-State = tuple[str | None, bool, bool, str | None]
+State = tuple[str | None, bool, bool, str | None, str | None]
 """Of a bucket: the state by which it is kept, if any, whether what is kept is judged by its flow, whether answers to
-SYNs are stopped, and where the rest is sent on to."""
+SYNs are stopped, where the rest is sent on to, and the mark of the token by which it may be fresh."""
 
 KEEPING = (Role.OWNED, Role.FRESH, Role.DRAIN, Role.STANDBY)
 """In the order in which the rules look."""
@@ -97,12 +97,15 @@ def states(model: Model, buckets: Iterable[Bucket]) -> dict[Bucket, State]:
     """What the rules make of each bucket."""
     judged_addresses = {text.split(" : ")[0] for text in model.get((Family.IP, "judged"), ())}
     moving = model.get((Family.IP, MOVING), set())
-    ways = {
-        (name, *text.split(" : "))[:2]: text.split(" : ")[1]
-        for (_, name), texts in model.items()
-        if name.endswith("_redirect")
-        for text in texts
-    }
+    ways, marks = (
+        {
+            (name, *text.split(" : "))[:2]: text.split(" : ")[1]
+            for (_, name), texts in model.items()
+            if name.endswith(suffix)
+            for text in texts
+        }
+        for suffix in ("_redirect", "_opening")
+    )
     found = {}
     for ip, group, bucket in buckets:
         key, moves = f"{ip} . {bucket}", str(ip) in moving
@@ -110,7 +113,8 @@ def states(model: Model, buckets: Iterable[Bucket]) -> dict[Bucket, State]:
         kept = next((role for role in KEEPING if role in roles and (moves or role is Role.OWNED)), None)
         judged = kept not in (None, Role.OWNED) and str(ip) in judged_addresses
         way = ways.get((redirect_map(group), key)) if kept is Role.DRAIN else None
-        found[ip, group, bucket] = (kept, judged, moves and Role.LEAVING in roles, way)
+        mark = marks.get((opening_map(group), key)) if kept in (Role.STANDBY, Role.DRAIN) else None
+        found[ip, group, bucket] = (kept, judged, moves and Role.LEAVING in roles, way, mark)
     return found
 
 
@@ -122,11 +126,9 @@ def buckets_of(*wanted: Wanted) -> set[Bucket]:
 
 def is_less(state: State, than: State) -> bool:
     """Whether it keeps no packet that the other would not, nor answers more, nor sends more on."""
-    kept, judged, stopped, way = state
-    return (kept is None or (kept == than[0] and judged >= than[1] and stopped >= than[2])) and way in (
-        None,
-        than[3],
-    )
+    kept, judged, stopped, way, mark = state
+    less = kept is None or (kept == than[0] and judged >= than[1] and stopped >= than[2])
+    return less and way in (None, than[3]) and mark in (None, than[4])
 
 
 BOTH = ["eth0", "eth1"]

@@ -139,8 +139,9 @@ Takers = Mapping[bytes, BucketSet]
 
 
 def given_up(before: Share, after: Share, epoch: Epoch, me: bytes) -> dict[bytes, BucketSet]:
-    """What each node (its id) may take as soon as this one (`me`) does `after` instead of `before`, because of the
-    buckets that move to it by `epoch` this one took just these until then: so nobody else did."""
+    """What each node (its id) may take as soon as this one (`me`) no longer takes what it does `before` and not
+    `after`, because of the buckets that move to it by `epoch` this one took just these until then: so nobody else did.
+    """
     found = {}
     for move in epoch.moves:
         had = move.buckets & before.taking

@@ -5,7 +5,7 @@ Which bucket is in which state is decided by `handover`; what the kernel does in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
 from lbless_api.buckets import BucketSet
@@ -23,12 +23,12 @@ class Moving:
       node's own; datagrams and echo requests if they came in a multicast frame; all else is left to the former owner.
     - `drain`: given up. TCP of flows that this node has in connection tracking is kept, but never a SYN; answers to
       SYNs are stopped, unless these are sent on. What is not kept is sent on to the node of `redirect`, or dropped
-      where that has none.
+      where that has none. With one of `openings`: as fresh until that leaves, and no answers are stopped.
     - `ending`: drained. As foreign, but what had passed the first stage as `drain` still finds its second stage.
 
     `redirect` is sorted, and its buckets are among `drain`: the node address of each new owner, with what goes to it.
-    `openings` is sorted, and its buckets are among `standby`, each once: the token of a former owner (`opening`), with
-    what is `fresh` from its arrival on.
+    `openings` is sorted, and its buckets are among `standby` and `drain`, each once: a token (`opening`), with those in
+    standby that are `fresh` from its arrival on, or those in drain that are until it leaves.
     """
 
     standby: BucketSet = _NONE
@@ -39,9 +39,15 @@ class Moving:
     openings: tuple[tuple[bytes, BucketSet], ...] = ()
 
     @property
-    def opened(self) -> BucketSet:
-        """Those in standby that a token may have opened: then they are fresh, and the kernel alone knows."""
+    def uncertain(self) -> BucketSet:
+        """Those that may be fresh, by a token that has come or not left yet: the kernel alone knows."""
         return BucketSet(bucket for _, buckets in self.openings for bucket in buckets)
+
+    @property
+    def closed(self) -> Moving:
+        """The same where each token that is to leave has left."""
+        openings = tuple((one, buckets) for one, buckets in self.openings if buckets.issubset(self.standby))
+        return replace(self, openings=openings) if openings != self.openings else self
 
     @property
     def buckets(self) -> BucketSet:

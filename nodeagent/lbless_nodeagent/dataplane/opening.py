@@ -1,9 +1,10 @@
 """The token with which a bucket's former owner opens it at the new one, from kernel to kernel. Pure.
 
 Where nothing is sent on, new flows wait from when the former owner has given a bucket up until the new one knows. That
-word goes through four processes (`membership`), each of which waits for a processor. So the former owner sends it to
-the new one's kernel, too: a datagram with a token that only who has the key can make, and that nobody has seen before
-it is sent. The new owner's rules, which have been told which token opens what, take it for the word.
+word goes through four processes (`membership`), each of which waits for a processor. So it goes from kernel to kernel,
+too: a datagram with a token that only who has the key can make, and that nobody has seen before it is sent. Both
+kernels have been told what that token is about: with it the former owner's rules close the buckets as it leaves, and
+the new one's open them when it has come, without any process between the one and the other.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ PORT = 0x88B5
 """Of UDP, to the group of all hosts (`ladder.GROUP`); the number is the ethertype of the heartbeats."""
 TOKEN_BYTES = 16
 GUARD_SECONDS = 0.003
-"""From the end of the transaction that gives up until the token is sent. What the former owner has kept just before may
-have arrived at the new one later than the token would: the kernels of three nodes took up the copies of a frame
-0.03 ms apart, at worst 0.6 ms (`docs/decisions/moving.md`)."""
+"""From a token's arrival until the buckets are open, at least. What the former owner has kept just before may arrive at
+the new one later than the token: the kernels of three nodes took up the copies of a frame 0.03 ms apart, at worst
+0.6 ms (`docs/decisions/moving.md`)."""
 
-_CONTEXT = b"lbless opening 1\0"
+_CONTEXT = b"lbless opening 2\0"
+# Raise the number when what a node does by a token changes: then nodes of two versions tell each other by heartbeat.
 
 
 def token(key: bytes, uid: str, epoch: int, way: tuple[bytes, bytes], buckets: BucketSet) -> bytes:

@@ -6,9 +6,8 @@ Owns the isolation of a Vip at fault and the back-off after failures. What is wa
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
 from lbless_api.node import EngineReport
@@ -49,8 +48,6 @@ class Programming:
         self.repairs = 0
         self.applications = 0
         """How often the kernel was written, or may have been."""
-        self.written_at = 0.0
-        """When that was last done (`time.monotonic`)."""
         self._applied: Wanted | None = None
         self._intact = False
         self._busy = False  # at the last `apply`
@@ -204,18 +201,28 @@ class Programming:
 
     def _apply(self, wanted: Wanted) -> str | None:
         self.applications += 1
+        wanted = self._closed(wanted)
         try:
             self._engine.apply(wanted)
         except EngineError as error:
-            self.written_at = time.monotonic()
             self._applied, self._intact = None, False
             self._busy = isinstance(error, EngineBusyError)
             return str(error)
         self._busy = False
-        self.written_at = time.monotonic()
         self.installed, self.local_sources = wanted.vips, wanted.local_sources
         self._applied, self._intact = wanted, True
         return None
+
+    def _closed(self, wanted: Wanted) -> Wanted:
+        """The same with given up what a token was to close that may have left: rules that somebody changed, or that an
+        earlier process wrote, may not know that it has."""
+        if not any(vip.moving.openings for vip in wanted.vips.values()):
+            return wanted
+        vips = {}
+        for ip, vip in wanted.vips.items():
+            doubtful = not self._intact or self.installed.get(ip) == vip
+            vips[ip] = replace(vip, moving=vip.moving.closed) if doubtful and vip.moving.openings else vip
+        return replace(wanted, vips=vips)
 
 
 def _refused(offered: object, sentence: str, last: _Refused | None, now: float) -> _Refused:

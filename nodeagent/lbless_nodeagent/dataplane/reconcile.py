@@ -116,6 +116,8 @@ class Reconciler:
                 ip: replace(vip, owned=BucketSet(), moving=AT_REST) for ip, vip in self._orphans.items()
             }
         self._outcome = Outcome()
+        self._opens = False
+        """Whether the last pass has sent tokens, so that the next one can write what they have closed as given up."""
         self._liberal: str | None = None
         """What is wrong with connection tracking, so that nothing can be drained; None before it was looked at."""
         for fault in (*self._last_good.problems, self._journal.fault, self._identity.fault):
@@ -153,9 +155,8 @@ class Reconciler:
             self._outcome = self._pass()
         except LinkError as error:
             # What was found last is truer than "nothing is applied, and there is no interface".
-            self._outcome = replace(
-                self._outcome, problems=(str(error),), retry_at=time.monotonic() + RETRY_SECONDS
-            )
+            retry_at = time.monotonic() + (0.0 if self._opens else RETRY_SECONDS)
+            self._outcome = replace(self._outcome, problems=(str(error),), retry_at=retry_at)
         return self._outcome
 
     def damaged(self) -> Outcome | None:
@@ -200,7 +201,7 @@ class Reconciler:
         self.links.close()
 
     def _pass(self) -> Outcome:
-        self._began = time.monotonic()
+        self._began, self._opens = time.monotonic(), False
         desired = self.desired.read()
         network = self._addresses.network
         own = self._own(network, self._addresses.shared)
@@ -239,7 +240,7 @@ class Reconciler:
             problems=_few([*desired.problems, *problems, *settled.problems]),
             interfaces=self._described(found),
             drains=self.shares.drains.draining() if self.shares else (),
-            retry_at=time.monotonic() if outdated else self._retry_at(troubled=bool(troubled)),
+            retry_at=time.monotonic() if outdated or self._opens else self._retry_at(troubled=bool(troubled)),
         )
 
     def _go_on(self) -> None:
@@ -297,11 +298,9 @@ class Reconciler:
         self._addresses.intend(self._places(wanted), self._held(wanted))
         stuck = self._addresses.withdraw(wanted)
         kept = {ip: vip for ip, vip in self.programming.installed.items() if ip in stuck} if stuck else {}
-        if self.shares:
-            self.shares.brace()
         refused = self.programming.program({**wanted, **kept} if kept else wanted, local_sources, now)
         if self.shares:
-            self.shares.open_elsewhere(self.programming.installed, self.programming.written_at)
+            self._opens = self.shares.open_elsewhere(self.programming.installed)
         self._go_on()
         # Only an address that has its rules may be on a link: without them it would answer every packet.
         places = self._held(wanted)

@@ -43,11 +43,9 @@ from lbless_nodeagent.dataplane.ports import Port, Ports
 from lbless_nodeagent.dataplane.tick.messages import Applied, Forgotten, Known, Learnt
 
 NOTHING = Share()
-REST_SECONDS = 0.001
-"""Long enough for whoever waits for the processor."""
 MOST_OPENED = 2_000
-"""Buckets of one address that tokens may open: each is two more elements, and with more of them a change of the address
-would not be a single transaction."""
+"""Buckets of one address that tokens may open, here or elsewhere: each is two more elements, and with more of them a
+change of the address would not be a single transaction."""
 KEPT_EPOCHS = 8
 """Beside the one in use; membership keeps as many."""
 
@@ -76,14 +74,6 @@ class _Followed:
     had: Takers
 
 
-@dataclass(frozen=True, slots=True)
-class _GivingUp:
-    """What the next change of the kernel gives up, by an epoch, and which node (its id) may take it then."""
-
-    epoch: int
-    taken: Mapping[bytes, BucketSet]
-
-
 class Shares:
     """All ClusterIPs of a node that has heartbeats."""
 
@@ -105,7 +95,6 @@ class Shares:
         self._interfaces: Sequence[Interface] = ()
         self._learnt: dict[str, Document] = {}
         self._followed: dict[str, _Followed] = {}
-        self._giving_up: dict[str, _GivingUp] = {}
         self._result: Mapping[str, ClusterIP] = {}
         self._holders: dict[IPv4Address, str] = {}
         """Whose each address was in the last decision: of two ClusterIPs with one address only one has it."""
@@ -167,30 +156,22 @@ class Shares:
         followed = self._followed.get(uid)
         return followed.share.moving if followed else AT_REST
 
-    def brace(self) -> None:
-        """Begin a new turn of the processor before something is given up: new flows wait from then until it is opened
-        elsewhere, and would wait longer if this process had to make room for others meanwhile."""
-        if self._giving_up:
-            time.sleep(REST_SECONDS)
-
-    def open_elsewhere(self, installed: Vips, written_at: float) -> None:
-        """Tell the kernels of the new owners what this node's has given up with what it was written at that time
-        (`time.monotonic`)."""
-        given, self._giving_up = self._giving_up, {}
-        tokens = []
-        for uid, giving_up in given.items():
-            followed, port = self._followed.get(uid), self.ports.get(self._placed[uid][1])
-            has = self._has(followed.clusterip, installed) if followed else None
-            if followed is None or has is None or port is None:
-                continue
-            for destination, buckets in giving_up.taken.items():
-                if buckets.isdisjoint(has.taking):
-                    made = self._token(uid, giving_up.epoch, (self._id, destination), buckets)
-                    tokens.append((port.index, followed.clusterip.spec.ip, made))
-        if tokens:
-            time.sleep(max(0.0, written_at + GUARD_SECONDS - time.monotonic()))
-        for one in tokens:
-            self._opener.send(*one)
+    def open_elsewhere(self, installed: Vips) -> bool:
+        """Send the tokens of what this node's kernel gives up as they leave; return whether there were any: what they
+        are about can be written as given up from then on, whether they have left or not."""
+        found = [
+            (port.index, followed.clusterip.spec.ip, made)
+            for uid, followed in self._followed.items()
+            if followed.share.moving.openings
+            if (port := self.ports.get(self._placed[uid][1])) and port.view.version
+            if (has := self._has(followed.clusterip, installed))
+            for made, buckets in has.moving.openings
+            if buckets.issubset(has.moving.drain) and (made, buckets) in followed.share.moving.openings
+        ]
+        left = [self._opener.send(*one) for one in found]
+        if any(left):
+            time.sleep(GUARD_SECONDS)  # nor by heartbeat is it open sooner
+        return bool(found)
 
     def confirm(self, installed: Vips, decided: Mapping[str, Vip], applications: int) -> None:
         """Tell the tick process what the kernel follows. `decided` are the Vips that were wanted, by UID;
@@ -242,7 +223,8 @@ class Shares:
         followed = _as_followed(document.clusterip, newest.clusterip, self._node, share)
         if last and last.clusterip == followed and last.share.moving == share.moving:
             followed = last.clusterip
-        completed = use.epoch if share.taking == order.mine else (last.complete if last else 0)
+        complete = share.taking == order.mine and not share.moving.uncertain
+        completed = use.epoch if complete else (last.complete if last else 0)
         self._followed[uid] = _Followed(
             cause, followed, document, use.epoch, order, share, completed, by, had
         )
@@ -256,25 +238,24 @@ class Shares:
         return by, takers(last.by, last.had, has.taking, self._id, unbegun=use.unbegun) if last.by else {}
 
     def _opening(self, uid: str, has: Share, share: Share, epoch: Epoch, had: Takers) -> Share:
-        """Note what this step gives up for others to open, and return it with what they open here."""
+        """Return this step with the tokens for what it gives up, and for what others are to open here."""
         if not (self._keys and self._keys.keys) or not self.can_move:
             return share
         ways = share.moving.redirect if self.can_redirect else ()
         sent_on = BucketSet(bucket for _, buckets in ways for bucket in buckets)
-        gone = given_up(has, share, epoch, self._id)
-        if taken := {to: buckets for to, buckets in gone.items() if buckets.isdisjoint(sent_on)}:
-            self._giving_up[uid] = _GivingUp(epoch.number, taken)
+        coming, going = expected(share, epoch, had, self._id), given_up(has, share, epoch, self._id)
+        moving = [((source, self._id), buckets) for source, buckets in coming.items()]
         if len(share.moving.standby) > MOST_OPENED:
+            moving = []
+        room = MOST_OPENED - sum(len(buckets) for _, buckets in moving)
+        can_go = share.moving.drain - sent_on
+        if sum(map(len, going.values())) <= room:
+            moving += [((self._id, to), buckets) for to, buckets in going.items() if buckets.issubset(can_go)]
+        if not moving:
             return share
-        openings = sorted(
-            (self._token(uid, epoch.number, (source, self._id), buckets), buckets)
-            for source, buckets in expected(share, epoch, had, self._id).items()
-        )
-        return replace(share, moving=replace(share.moving, openings=tuple(openings))) if openings else share
-
-    def _token(self, uid: str, epoch: int, way: tuple[bytes, bytes], buckets: BucketSet) -> bytes:
-        assert self._keys is not None  # noqa: S101 - for the type checker
-        return token(self._keys.keys[0], uid, epoch, way, buckets)
+        key = self._keys.keys[0]
+        openings = sorted((token(key, uid, epoch.number, way, buckets), buckets) for way, buckets in moving)
+        return replace(share, moving=replace(share.moving, openings=tuple(openings)))
 
     def _has(self, clusterip: ClusterIP, installed: Vips) -> Share | None:
         """What the kernel does of it; None where it keeps something of another way to hash."""
@@ -387,7 +368,7 @@ def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
 def _kept(followed: _Followed, has: Share) -> Kept:
     """What the kernel does by an order where it has come to `has`."""
     order, moving = followed.order, has.moving
-    may_take = has.taking | moving.opened if moving.openings else has.taking
+    may_take = has.taking | moving.uncertain if moving.openings else has.taking
     return Kept(
         epoch=followed.epoch if order.lose and may_take.issubset(order.mine) else None,
         owns=bool(may_take),

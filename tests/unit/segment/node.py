@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import IPv4Address
-from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from lbless_api.buckets import BucketSet
@@ -56,8 +55,10 @@ class Node:
         """By which epoch each ClusterIP was followed last."""
         self.followed: dict[str, tuple[Epoch | None, Takers]] = {}
         """The epoch by which it was followed last, and who took what when that came into use."""
-        self.opened: set[bytes] = set()
-        """The tokens that its kernel has taken."""
+        self.opened: dict[bytes, float] = {}
+        """The tokens that its kernel has taken, and since when what they open is open."""
+        self.closed: set[bytes] = set()
+        """Those that its kernel has let out."""
         self.given_up: dict[tuple[str, int], float] = {}
         self.ending: dict[tuple[str, int], float] = {}
         self.lease_end: float | None = None
@@ -90,7 +91,8 @@ class Node:
         if self.on:
             return
         self.on, self.frozen, self.paused = True, False, False
-        self.kernel, self.lease_end, self.socket, self.opened = {}, None, [], set()
+        self.kernel, self.lease_end, self.socket = {}, None, []
+        self.opened, self.closed = {}, set()
         self.begin(None)
 
     def begin(self, resumed: Memory | None) -> None:
@@ -321,7 +323,7 @@ class Node:
                 self._note_abandoned(uid, present, wanted)
             moving = wanted.moving
             if use:
-                may_take = wanted.taking | moving.opened
+                may_take = wanted.taking | moving.uncertain
                 lost = order.lose and may_take.issubset(order.mine)
                 gained = order.gain and order.mine.issubset(wanted.taking)
                 ready = (order.mine & order.arriving).issubset(wanted.taking | moving.standby)
@@ -342,14 +344,18 @@ class Node:
                 )
             again |= bool(moving.drain or moving.ending)
         self.changed()
-        if again and not self.applying:
+        if sends := self._leaving():
+            self.applying = True
+            delay = self.world.random.uniform(0, 0.5) * self.programming_delay
+            self.world.after(delay, lambda: self._open(life, sends))
+        elif again and not self.applying:
             self.applying = True
             self.world.after(0.02, lambda: self._apply(life))
         delay = self.world.random.uniform(0.0001, 0.001)
         self.world.after(delay, lambda: self._confirmed(life, view.version, confirm))
 
     def _opening(self, uid: str, present: Share, wanted: Share, use: Use) -> Share:
-        """As `shares` does: send the tokens for what this step gives up, and expect those for what it awaits."""
+        """As `shares` does: the step with the tokens for what it gives up, and those for what it awaits."""
         number = use.epoch if use.acting is None else 0
         by: Epoch | None = self.documents.get(uid, {}).get(number)
         had: Takers = {}
@@ -361,32 +367,40 @@ class Node:
         self.followed[uid] = by, had
         if by is None:
             return wanted
-        for heir, buckets in given_up(present, wanted, by, self.node).items():
-            made = token(b"", uid, number, (self.node, heir), buckets)
-            delay = GUARD_SECONDS + self.world.random.uniform(0, 0.001)  # the process is at work
-            self.world.after(delay, lambda made=made, life=self.life: self._open(life, made))
-        openings = (
-            (token(b"", uid, number, (source, self.node), buckets), buckets)
-            for source, buckets in expected(wanted, by, had, self.node).items()
-        )
-        return replace(
-            wanted, moving=replace(wanted.moving, openings=tuple(sorted(openings, key=itemgetter(0))))
-        )
+        moving = [((self.node, to), some) for to, some in given_up(present, wanted, by, self.node).items()]
+        moving += [((at, self.node), some) for at, some in expected(wanted, by, had, self.node).items()]
+        openings = sorted((token(b"", uid, number, way, buckets), buckets) for way, buckets in moving)
+        return replace(wanted, moving=replace(wanted.moving, openings=tuple(openings)))
 
-    def _open(self, life: int, made: bytes) -> None:
+    def _leaving(self) -> list[bytes]:
+        """The tokens of what its kernel gives up as they leave."""
+        if not self.view.version:
+            return []
+        movings = [share.moving for share in self.kernel.values()]
+        return [made for one in movings for made, buckets in one.openings if buckets.issubset(one.drain)]
+
+    def _open(self, life: int, sends: list[bytes]) -> None:
+        """The programming process sends tokens, which close what they are about as the kernel lets them out, and
+        passes again."""
         if self.life != life or not self.on:
             return
         if self.programming_stuck or self.frozen:
-            self.world.after(0.01, lambda: self._open(life, made))
+            self.world.after(0.01, lambda: self._open(life, sends))
             return
-        self.world.open(self, made)
+        if self.leased():  # the rules let none out without
+            self.closed.update(sends)
+            self.changed()
+            for made in sends:
+                self.world.open(self, made)
+        self._apply_soon(life)
 
     def take(self, made: bytes) -> None:
         """A datagram arrives that opens buckets: the kernel alone takes it."""
         known = {one for share in self.kernel.values() for one, _ in share.moving.openings}
-        if self.on and self.can_receive and not self.frozen and made in known:
-            self.opened.add(made)
-            self.changed()
+        if self.on and self.can_receive and not self.frozen and made in known and made not in self.opened:
+            wait = GUARD_SECONDS + self.world.random.uniform(0.001, 0.005)
+            self.opened[made] = self.world.now + wait
+            self.world.after(wait, self.changed)
 
     def leased(self) -> bool:
         """Whether its kernel has a lease."""
@@ -443,13 +457,17 @@ class Node:
         )
 
     def _effective(self, share: Share) -> Share:
-        """What its kernel does, where tokens have opened some of it."""
+        """What its kernel does where tokens have opened some of it, or not yet closed it."""
         if self.world.redirect:
             return share
-        moving = share.moving
-        opened = BucketSet(b for one, buckets in moving.openings if one in self.opened for b in buckets)
-        fresh = moving.fresh | opened
-        return replace(share, moving=Moving(moving.standby - opened, fresh, moving.drain, moving.ending))
+        moving, now = share.moving, self.world.now
+        opened = {one for one, at in self.opened.items() if at <= now}
+        by_token = BucketSet(b for one, buckets in moving.openings if one in opened for b in buckets)
+        by_token &= moving.standby
+        closing = [buckets for one, buckets in moving.openings if one not in self.closed]
+        by_token |= BucketSet(b for buckets in closing for b in buckets) & moving.drain
+        standby, drain = moving.standby - by_token, moving.drain - by_token
+        return replace(share, moving=Moving(standby, moving.fresh | by_token, drain, moving.ending))
 
     def note(self, text: str) -> None:
         """A line of the history."""

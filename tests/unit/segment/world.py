@@ -124,7 +124,7 @@ class World:
             low = high
         ip = f"192.0.2.{1 + self.uids.index(uid)}"
         taking = [
-            (node.node, share.taking)
+            (node.node, share.taking | (share.moving.uncertain & share.moving.drain))
             for node in self.nodes.values()
             if node.on and (share := node.kernel.get(uid))
         ]
@@ -178,8 +178,8 @@ class World:
             self.after(arrival - self.now, lambda n=node: n.arrive(heartbeat))
 
     def open(self, sender: Node, token: bytes) -> None:
-        """A datagram that opens buckets leaves a node's kernel, which lets none out without a lease."""
-        if not (sender.can_send and sender.leased()):
+        """A datagram that opens buckets leaves a node's kernel."""
+        if not sender.can_send:
             return
         for node in self.nodes.values():
             if node is sender or not self.lan.carries(sender.name, node.name):

@@ -2,7 +2,7 @@
 
 The order is what keeps a change harmless that is cut between any two of its steps (`transactions`): a bucket is
 given up in every set before it is gained in any, an answer to a SYN is stopped before its bucket drains and until
-after that, and what judges by flows is there before anything may be kept that needs it.
+after that (unless a token is to close it), and what judges by flows is there before anything may be kept that needs it.
 """
 
 from __future__ import annotations

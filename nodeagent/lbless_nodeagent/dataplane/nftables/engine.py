@@ -280,11 +280,12 @@ def _fault(vip: Vip) -> str | None:
     addresses = [address for address, _ in moving.redirect]
     if not clear or addresses != sorted(set(addresses)):
         return "where the packets of its draining buckets go is not clear"
-    opened = [buckets for _, buckets in moving.openings]
-    standby = BucketSet(bucket for buckets in opened for bucket in buckets)
-    clear = sum(map(len, opened)) == len(standby) and all(opened) and standby.issubset(moving.standby)
+    by_token = [buckets for _, buckets in moving.openings]
+    uncertain = moving.uncertain
+    clear = sum(map(len, by_token)) == len(uncertain) and all(by_token)
+    clear &= uncertain.issubset(moving.standby | moving.drain)
     tokens = [token for token, _ in moving.openings]
     marks = {mark(token) for token in tokens} - {0}
     if not clear or tokens != sorted(tokens) or len(marks) != len(tokens):
-        return "what opens its buckets in standby is not clear"
+        return "what opens its buckets is not clear"
     return None

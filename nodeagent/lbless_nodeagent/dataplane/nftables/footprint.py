@@ -49,7 +49,7 @@ class SetName:
 Redirects = tuple[tuple[IPv4Address, BucketSet], ...]
 """As in `Moving`."""
 Openings = tuple[tuple[int, BucketSet], ...]
-"""The mark of each token, sorted, with the buckets that it opens."""
+"""The mark of each token, sorted, with the buckets that it opens, or closes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +118,13 @@ def _buckets(vip: Vip, *, redirect: bool) -> dict[tuple[Role, HashParameters], B
     if vip.moving is AT_REST:
         return {(Role.OWNED, vip.hash): vip.owned} if vip.owned else {}
     sent_on = BucketSet(b for _, buckets in vip.moving.redirect for b in buckets) if redirect else BucketSet()
+    given_up = vip.moving.drain - vip.moving.uncertain - sent_on
     all_of_them = {
         Role.OWNED: vip.owned,
         Role.STANDBY: vip.moving.standby,
         Role.FRESH: vip.moving.fresh,
         Role.DRAIN: vip.moving.drain,
-        Role.LEAVING: (vip.moving.drain - sent_on) | vip.moving.ending,
+        Role.LEAVING: given_up | vip.moving.ending,
     }
     return {(role, vip.hash): buckets for role, buckets in all_of_them.items() if buckets}
 

@@ -16,6 +16,7 @@ from lbless_nodeagent.dataplane.nftables.keys import ANSWER, PORTED, Fields, key
 from lbless_nodeagent.dataplane.nftables.layout import Layout
 from lbless_nodeagent.dataplane.nftables.names import (
     ANSWERS,
+    CLOSED,
     JUDGED,
     LEASE,
     LOCAL_SOURCES,
@@ -23,6 +24,7 @@ from lbless_nodeagent.dataplane.nftables.names import (
     OPENED,
     REFUSED,
     TOKENS,
+    WAITING,
     Role,
     answers_chain,
     bucket_set,
@@ -48,18 +50,19 @@ _REFUSED_FOR = "500ms"
 
 _TOKEN = f"@th,64,{8 * (4 + TOKEN_BYTES)}"
 """The payload of a datagram that opens buckets: an address, and the token."""
-_NOTED = f"update @{OPENED} {{ @th,64,32 . meta mark }}"
-_IS_NOTED = f"@nh,128,32 . meta mark @{OPENED}"
-"""By the address, as it stands in the token's datagram and as the destination, and the mark."""
-_MOST_OPENED = 65_536
+_SAID, _ASKED = "@th,64,32 . meta mark", "@nh,128,32 . meta mark"
+"""The address and the token's mark: of the datagram, and of a packet that has got the mark of its bucket's token."""
+_MOST_NOTED = 65_536
 _OPENED_FOR = "1m"
 """By then the new owner's processes have mostly heard of it as well. Where they have not, as another node cannot follow
 the epoch, the buckets wait again."""
+_CLOSED_FOR = "1h"
+"""The former owner's process writes what it has given up in its next pass; where the kernel refuses that, in a later
+one."""
+CLOSING = "closing"
 
 _STATES = f""" set {MOVING} {{ type ipv4_addr; size {MOST_MOVING}; }}
  set {REFUSED} {{ typeof {_DATAGRAM}; size {_MOST_REFUSED}; flags dynamic,timeout; timeout {_REFUSED_FOR}; }}
- map {TOKENS} {{ typeof {_TOKEN} : meta mark; }}
- set {OPENED} {{ typeof @th,64,32 . meta mark; size {_MOST_OPENED}; flags dynamic,timeout; timeout {_OPENED_FOR}; }}
  map {JUDGED} {{ type ipv4_addr : verdict; }}
  map {ANSWERS} {{ type ipv4_addr : verdict; }}
  counter sent_on {{ }}
@@ -68,6 +71,7 @@ _STATES = f""" set {MOVING} {{ type ipv4_addr; size {MOST_MOVING}; }}
  counter untracked {{ }}
  counter unanswered {{ }}
  counter opened {{ }}
+ counter closed {{ }}
  chain standby {{
   {_OPENS_NOT} goto keep
   meta pkttype host delete @{REFUSED} {{ {_DATAGRAM} }}
@@ -108,17 +112,7 @@ _STATES = f""" set {MOVING} {{ type ipv4_addr; size {MOST_MOVING}; }}
  chain answering {{ type filter hook postrouting priority 300; policy accept;
   tcp flags & (syn | ack) == (syn | ack) ip saddr @{MOVING} goto answer
  }}"""
-_OPENING_CHAINS = f"""
- chain opened_fresh {{
-  meta mark set 0
-  goto fresh
- }}
- chain open {{
-  meta mark set {_TOKEN} map @{TOKENS}
-  meta mark 0 accept
-  {_NOTED} counter name opened drop
- }}"""
-STRUCTURE = _STATES + _OPENING_CHAINS
+STRUCTURE = _STATES
 # standby, fresh: a flow opens on one node only, since a frame is either multicast or for one host. A datagram whose
 # multicast frame came in standby and is refused may be sent on by the former owner and come when the bucket is fresh:
 # then that copy is taken. If another one that is equal to it comes in a multicast frame first, it is forgotten.
@@ -129,15 +123,51 @@ STRUCTURE = _STATES + _OPENING_CHAINS
 # answering: behind source translation (100), so that the answer comes from the shared address again. Half open
 # where the bucket was: were it answered from there, too, when its SYN comes again, the client would see two flows.
 
-# open: a datagram with another token, or none, is nothing of ours. A mark that is not in the map is 0, and never opens.
-
 TAKES_TOKENS = f"ip daddr {GROUP} udp dport {PORT} meta mark 0 goto open"
 """Takes a token, in the chain of prerouting."""
 
-OPENS = f""" chain opens {{ type filter hook output priority -2147483648; policy accept;
-  ip daddr {GROUP} udp dport {PORT} oifname != @{LEASE} drop
+NEEDS_LEASE = f"oifname != @{LEASE} drop"
+"""In `CLOSING`: only who has a lease opens anything. Without one the buckets may have had another owner meanwhile."""
+
+
+def opening(layout: Layout) -> str:
+    """Sets and chains for the datagrams that open buckets, of which this node receives some and sends others."""
+    noted = f"typeof {_SAID}; size {_MOST_NOTED}; flags dynamic,timeout"
+    waits = f"add @{WAITING} {{ {_SAID} timeout {layout.guard_ms}ms }}"
+    closes = f"update @{CLOSED} {{ {_SAID} }} counter name closed"
+    opens = f"update @{OPENED} {{ {_SAID} }} counter name opened"
+    tokens = f"map {TOKENS} {{ typeof {_TOKEN} : meta mark; }}"
+    return f""" {tokens}
+ set {OPENED} {{ {noted}; timeout {_OPENED_FOR}; }}
+ set {WAITING} {{ {noted}; timeout {_OPENED_FOR}; }}
+ set {CLOSED} {{ {noted}; timeout {_CLOSED_FOR}; }}
+ chain by_token {{
+  meta mark set 0
+  goto fresh
+ }}
+ chain open {{
+  meta mark set {_TOKEN} map @{TOKENS}
+  meta mark 0 accept
+  {_SAID} @{OPENED} drop
+  {waits} {opens} drop
+  drop
+ }}
+ chain {CLOSING} {{
+  meta mark != 0 drop
+  meta mark set {_TOKEN} map @{TOKENS}
+  meta mark 0 drop
+  {closes} meta mark set 0 accept
+  drop
+ }}
+ chain closes {{ type filter hook output priority -2147483648; policy accept;
+  ip daddr {GROUP} udp dport {PORT} goto {CLOSING}
  }}"""
-"""Only who has a lease opens anything: without one the buckets may have had another owner meanwhile."""
+
+
+# open: a datagram with another token, or none, is nothing of ours. A mark that is not in the map is 0, and never opens.
+# One that comes again makes nothing wait again. What was kept by the former owner just before may come here after the
+# token, by another receive queue: so it waits.
+# closing: what is not closed here opens nothing elsewhere.
 
 
 def chains(
@@ -150,7 +180,8 @@ def chains(
     """
     found = {}
     for name, fields in requests.items():
-        found[f"{name}_drain"] = _drain(group, layout, fields)
+        found[f"{name}_given_up"] = _given_up(group, layout, fields)
+        found[f"{name}_drain"] = _drain(group, fields, f"{name}_given_up")
         found[f"{name}_standby"] = _standby(group, fields)
         found[moving_chain(name)] = _by_state(group, fields, ("fresh", f"{name}_drain", f"{name}_standby"))
     for name, fields in errors.items():  # to whose flow each belongs is told by the second stage
@@ -190,19 +221,29 @@ def _by_state(group: HashParameters, fields: Fields, chains: tuple[str, str, str
 
 
 def _standby(group: HashParameters, fields: Fields) -> str:
-    """Rules for a request in standby: as in fresh once the token has come. What it was told by is a mark, which no
-    packet keeps; one that had another before waits until this node's processes know."""
+    """Rules for a request in standby: as in fresh for some milliseconds after the token has come, and from then on."""
+    return _by_token(group, fields, f"{_ASKED} @{OPENED} {_ASKED} != @{WAITING}", "standby")
+
+
+def _drain(group: HashParameters, fields: Fields, given_up: str) -> str:
+    """Rules for a request in a bucket that drains: as in fresh until the token has left."""
+    return _by_token(group, fields, f"meta mark != 0 {_ASKED} != @{CLOSED}", given_up)
+
+
+def _by_token(group: HashParameters, fields: Fields, condition: str, otherwise: str) -> str:
+    """Rules that lead to fresh by the mark of the bucket's token, where it has one, or else to a chain. No packet
+    keeps that mark; one that had another before waits until this node's processes know."""
     return _lines(
-        "meta mark != 0 goto standby",
+        f"meta mark != 0 goto {otherwise}",
         *(f"{half}meta mark set {key} map @{opening_map(group)}" for half, key in keys(group, fields)),
-        f"{_IS_NOTED} goto opened_fresh",
+        f"{condition} goto by_token",
         "meta mark set 0",
-        "goto standby",
+        f"goto {otherwise}",
     )
 
 
-def _drain(group: HashParameters, layout: Layout, fields: Fields) -> str:
-    """Rules for a request in a bucket that drains: kept, if TCP and no SYN; sent on or dropped otherwise."""
+def _given_up(group: HashParameters, layout: Layout, fields: Fields) -> str:
+    """Rules for a request in a bucket that was given up: kept, if TCP and no SYN; sent on or dropped otherwise."""
     kept = [f"{_OPENS_NOT} goto keep"] if fields is PORTED else []
     sent = []
     if layout.redirect:

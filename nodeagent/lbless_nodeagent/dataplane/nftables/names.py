@@ -22,7 +22,7 @@ SHARED, VIPS, PORTS, PORT_RANGES = "shared", "vips", "ports", "port_ranges"
 LOCAL_SOURCES, MACS, SOURCE_MACS, SEAL = "local_sources", "macs", "source_macs", "seal"
 MOVING, REFUSED, JUDGED, ANSWERS = "moving", "refused", "judged", "answers"
 LEASE = "lease"
-OPENED, TOKENS = "opened", "tokens"
+TOKENS, OPENED, WAITING, CLOSED = "tokens", "opened", "waiting", "closed"
 
 
 class Role(StrEnum):
@@ -30,7 +30,8 @@ class Role(StrEnum):
 
     A bucket that drains is in two: in `DRAIN` its packets are still kept, and in `LEAVING` answers to SYNs are
     stopped, as they are for one that has drained, until nothing is under way any more. Not while its SYNs are sent on,
-    for some milliseconds: one that came just before may be answered just after.
+    or until it is known that its token has left, for some milliseconds: one that came just before may be answered just
+    after.
     """
 
     OWNED = "owned"
@@ -73,7 +74,8 @@ def redirect_map(group: HashParameters) -> str:
 
 
 def opening_map(group: HashParameters) -> str:
-    """The map from buckets in standby to the marks of the tokens that open them."""
+    """The map from buckets in standby to the marks of the tokens that open them, and from those that drain to the marks
+    of the tokens that open them elsewhere."""
     return f"{group_name(group)}_opening"
 
 

@@ -99,11 +99,13 @@ def table(family: Family, layout: Layout) -> str:
     """Replace whatever table of ours there is by an empty one; `add` first, as `delete` needs one."""
     name = f"{family} {TABLE}"
     body = f'comment "{layout.comment}";\n{_TABLES[family]}\n'
+    if family is Family.IP:
+        body += f"{movingrules.opening(layout)}\n"
     text = f"add table {name}\ndelete table {name}\ntable {name} {{ {body}}}\n"
     if layout.lease and family is Family.IP:
         # All that is kept on the segment comes through there, and last: what is foreign pays nothing for it.
         text += f"{lease.structure(TABLE)}insert rule {name} keep {lease.UNLEASED}\n"
-        text += f"table {name} {{\n{movingrules.OPENS}\n}}\n"
+        text += f"insert rule {name} {movingrules.CLOSING} {movingrules.NEEDS_LEASE}\n"
     return text
 
 
