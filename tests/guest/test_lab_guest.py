@@ -19,10 +19,11 @@ pytestmark = pytest.mark.guest
 
 TRAP = """
 import os, signal
-signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b"asked to end\\n"), os._exit(7)))
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 os.write(1, b"ready\\n")
-while True:
-    signal.pause()
+signal.sigwait([signal.SIGTERM])
+os.write(1, b"asked to end\\n")
+os._exit(7)
 """
 
 

@@ -26,7 +26,8 @@ GONE = 255
 
 def main() -> None:
     """Do so and end as the program does."""
-    # A signal that comes before the program runs waits for it.
+    # A signal that comes before the program runs waits for it. No handler: one that came just before the main thread
+    # waits for the guest would wait with it.
     signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     port, *rest = sys.argv[1:]
     divide = rest.index("--")
@@ -44,11 +45,8 @@ def main() -> None:
         "directory": os.getcwd(),
     }
     wire.send(RUN, json.dumps(plan).encode())
-    for number in FORWARDED:
-        signal.signal(number, lambda signum, _: wire.send(SIGNAL, str(signum).encode()))
-    threading.Thread(target=feed, args=(wire,), daemon=True).start()
-    # Last, as a new thread would take a signal that only the main thread can handle.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+    for passes_on in (feed, forward):
+        threading.Thread(target=passes_on, args=(wire,), daemon=True).start()
     while frame := wire.receive():
         kind, data = frame
         if kind == OUTPUT:
@@ -72,6 +70,15 @@ def feed(wire: Wire) -> None:
         pass  # the program has ended, or the guest; the main thread tells
 
 
+def forward(wire: Wire) -> None:
+    """Pass signals on for ever."""
+    try:
+        while True:
+            wire.send(SIGNAL, str(int(signal.sigwait(FORWARDED))).encode())
+    except OSError:
+        pass
+
+
 def put(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
@@ -84,6 +91,7 @@ def end(status: int) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if -status != signal.SIGKILL:
             signal.signal(-status, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [-status])
         os.kill(os.getpid(), -status)
     os._exit(status)  # a thread may be waiting for input for ever
 
