@@ -1,5 +1,6 @@
 """The datagram by which a former owner opens a bucket at the new one: what the rules of both do by it."""
 
+import json
 import random
 import socket
 import struct
@@ -9,7 +10,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from kernel.rawpackets import GRE, SYN, ethernet, icmp, ipv4, tcp
-from kernel.segment import Observer, Wire, mac_of, nft, run
+from kernel.segment import DEADLINE_SECONDS, Observer, Wire, mac_of, nft, run
 from kernel.test_nftables_moving import (
     BEHIND_STAGE_TWO,
     CLUSTER_MAC,
@@ -45,7 +46,6 @@ OWNED, OPEN, LATER, SHUT = (BucketSet.parse(text) for text in ("0-2", "3-4", "5"
 FIRST, OTHER = (opening.token(b"key", "uid", epoch, (b"a" * 8, b"b" * 8), OPEN) for epoch in (1, 2))
 STANDBY = Moving(standby=OPEN | LATER | SHUT, openings=tuple(sorted(((FIRST, OPEN), (OTHER, LATER)))))
 SENDS = 5
-"""A token that comes again is no news, and opens nothing later."""
 MARKED = """
 table ip marking {
  counter marked { }
@@ -61,6 +61,20 @@ def datagram(payload: bytes, *, port: int = opening.PORT) -> bytes:
     """A frame with a datagram to all hosts."""
     udp = struct.pack("!HHHH", 4000, port, 8 + len(payload), 0) + payload
     return ethernet(ipv4(SECOND, IPv4Address(GROUP), UDP, udp), to=GROUP_MAC)
+
+
+def noted(name: str) -> list[object]:
+    """What the kernel has in a set of the rules."""
+    listed = json.loads(run("nft", "-j", "list", "set", "ip", "lbless", name))["nftables"]
+    (found,) = [one["set"] for one in listed if "set" in one]
+    return list(found.get("elem", ()))
+
+
+def await_opening() -> None:
+    """Wait until nothing waits any more for what a token has opened."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while noted("waiting"):
+        assert time.monotonic() < deadline
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda g: f"{g.function}-{g.mode}")
@@ -108,12 +122,15 @@ def test_from_its_token_on_a_bucket_in_standby_takes_what_a_fresh_one_does(
     ]
     tell(*nothing)
     probe("after what is no token")
-    time.sleep(4 * GUARD_SECONDS)  # what is no token has opened nothing, then or later
-    probe("a while after what is no token")
-    for _ in range(SENDS):
-        tell(datagram(right))
-        time.sleep(GUARD_SECONDS)
-    time.sleep(10 * GUARD_SECONDS)
+    observer.await_arrival(sent)
+    assert not noted("opened")
+    tell(datagram(right))
+    observer.await_arrival(sent)
+    await_opening()
+    tell(*(SENDS * [datagram(right)]))
+    observer.await_arrival(sent)
+    assert noted("opened")
+    assert not noted("waiting"), "a token that comes again makes nothing wait again"
     probe("open")
     marked = client.fields(min(OPEN))
     client.send(marked, tcp(marked, VIP, SYN), 77)
@@ -220,7 +237,7 @@ def test_what_a_token_opens_is_open_only_after_a_while(engine: NftablesEngine, w
             new = client.fields(min(OPEN))
             client.send(new, tcp(new, VIP, SYN), number)
             sent[number] = time.monotonic() - told
-            time.sleep(0.0003)
+            time.sleep(0.0003)  # the pace at which clients come
         arrived += 1 + len(sent)
         observer.await_arrival(arrived)
         kept = {number for _, number in observer.kept()} & sent.keys()

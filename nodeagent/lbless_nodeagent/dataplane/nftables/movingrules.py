@@ -57,11 +57,11 @@ _OPENED_FOR = "1m"
 """By then the new owner's processes have mostly heard of it as well. Where they have not, as another node cannot follow
 the epoch, the buckets wait again."""
 _CLOSED_FOR = "1h"
-"""The former owner's process writes what it has given up in its next pass; where the kernel refuses that, in a later
-one."""
+"""Until the former owner's process has written what it has given up: mostly some milliseconds, and longer where the
+kernel refuses that."""
 CLOSING = "closing"
 
-_STATES = f""" set {MOVING} {{ type ipv4_addr; size {MOST_MOVING}; }}
+STRUCTURE = f""" set {MOVING} {{ type ipv4_addr; size {MOST_MOVING}; }}
  set {REFUSED} {{ typeof {_DATAGRAM}; size {_MOST_REFUSED}; flags dynamic,timeout; timeout {_REFUSED_FOR}; }}
  map {JUDGED} {{ type ipv4_addr : verdict; }}
  map {ANSWERS} {{ type ipv4_addr : verdict; }}
@@ -112,7 +112,6 @@ _STATES = f""" set {MOVING} {{ type ipv4_addr; size {MOST_MOVING}; }}
  chain answering {{ type filter hook postrouting priority 300; policy accept;
   tcp flags & (syn | ack) == (syn | ack) ip saddr @{MOVING} goto answer
  }}"""
-STRUCTURE = _STATES
 # standby, fresh: a flow opens on one node only, since a frame is either multicast or for one host. A datagram whose
 # multicast frame came in standby and is refused may be sent on by the former owner and come when the bucket is fresh:
 # then that copy is taken. If another one that is equal to it comes in a multicast frame first, it is forgotten.
@@ -221,7 +220,7 @@ def _by_state(group: HashParameters, fields: Fields, chains: tuple[str, str, str
 
 
 def _standby(group: HashParameters, fields: Fields) -> str:
-    """Rules for a request in standby: as in fresh for some milliseconds after the token has come, and from then on."""
+    """Rules for a request in standby: as in fresh from some milliseconds after the token has come."""
     return _by_token(group, fields, f"{_ASKED} @{OPENED} {_ASKED} != @{WAITING}", "standby")
 
 
