@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _thread
 import argparse
+import faulthandler
 import logging
 import re
 import signal
@@ -100,7 +101,11 @@ def stop_event() -> threading.Event:
 
 
 def run(program: Callable[[], None]) -> int:
-    """Run a program's body and return its exit status: a Fatal becomes one line and status 1."""
+    """Run a program's body and return its exit status: a Fatal becomes one line and status 1.
+
+    One that crashes, or is sent SIGABRT because it hangs, says where each of its threads is.
+    """
+    faulthandler.enable(sys.__stderr__)  # type: ignore[arg-type] # that it may be None is for Windows
     try:
         program()
     except Fatal as error:

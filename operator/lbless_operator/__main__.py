@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import logging
 import os
 import socket
@@ -43,6 +44,8 @@ READ_TIMEOUT_SECONDS = 15
 RENEW_TIMEOUT_SECONDS = 4
 STUCK_SECONDS = 90.0
 """A reconciler that did not come round for so long hangs; a single request takes 20 s at most."""
+END_SECONDS = 12.0
+"""To end takes 2 s of waiting for threads and two requests about the Lease, each of them 4 s at most."""
 CLUSTER_KINDS = (Kind.CLUSTERIP, Kind.AGENT, Kind.NODE)
 
 _log = logging.getLogger("lbless.operator")
@@ -118,6 +121,8 @@ class Operator:
         try:
             workers.wait()
         finally:
+            # Whatever keeps it from ending is said, and then it ends all the same: its Lease runs out.
+            faulthandler.dump_traceback_later(END_SECONDS, exit=True)
             self._lister.wake()
             self._mailbox.close()
             self._writers.close()
@@ -127,6 +132,7 @@ class Operator:
                 watches.cut()
             workers.join()
             self.leader.release()
+            faulthandler.cancel_dump_traceback_later()
 
     def sickness(self) -> str:
         """Why the process should be restarted, empty if it is well; one that waits to lead is well."""

@@ -272,14 +272,19 @@ def await_log(process: subprocess.Popen[bytes], text: str, timeout_seconds: floa
 
 
 def end(process: subprocess.Popen[bytes], number: int = signal.SIGTERM, timeout_seconds: float = 10) -> int:
-    """Signal a program and return its exit status."""
+    """Signal a program and return its exit status. Of one that does not end it is printed what its threads do."""
     if process.poll() is None:
         process.send_signal(number)
     try:
         return process.wait(timeout_seconds)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        process.send_signal(signal.SIGABRT)
+        try:
+            process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        print(log_of(process))
         raise
 
 

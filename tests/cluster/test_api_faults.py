@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cluster.operatorworld import await_log, log_of, shares, until
+from cluster.operatorworld import await_log, end, log_of, shares, until
 from cluster.scene import RIGHT_SECONDS, Scene
 from lab.faultproxy import Asked, FaultProxy
 from lbless_operator.watches import RETRY_SECONDS
@@ -151,6 +151,21 @@ def test_a_crowd_that_is_told_to_wait_waits_and_does_not_come_back_all_at_once(s
         assert len({round(wait, 3) for wait in waits}) > 1
     for proxy in scene.proxies.values():
         proxy.heal()
+
+
+def test_told_to_end_while_every_watch_waits_to_be_repeated_the_operator_ends(scene: Scene) -> None:
+    """Neither of its two kopfs goes on waiting for the 30 s that it was told to wait."""
+    proxy = scene.before_operator
+    began = time.monotonic()
+    proxy.answer(429, verbs=["LIST", "WATCH"], retry_after_seconds=30)
+    proxy.cut_watches()
+    plurals = {"clusterips", "clusteripnodes", "nodes", "leases"}
+    until(
+        "every watch to be refused",
+        lambda: {one.plural for one in refused(proxy, began) if one.verb == "WATCH"} >= plurals,
+        40,
+    )
+    assert end(scene.operator) == 0
 
 
 def waits_after_429(proxy: FaultProxy) -> list[float]:

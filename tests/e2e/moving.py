@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 import time
 
-from lab.installation import Installation
+from lab.clients import Clients
+from lab.installation import DATAPLANE, Installation
 from lbless_api import WEIGHT_ANNOTATION
 from lbless_api.clusterip import ClusterIP
 
 NAMES = ("n1", "n2", "n3")
 MOVES = 50
+STORY_CHARACTERS = 8_000
 
 
 def weigh(lbless: Installation, name: str, weight: int | None) -> None:
@@ -28,3 +30,13 @@ def move_again_and_again(lbless: Installation, web: ClusterIP) -> int:
         time.sleep(draw.choice((0, 0.05, 0.5, 1)))
         moves = int(lbless.get("web")["status"]["epoch"]) - web.epoch
     return moves
+
+
+def check_unharmed(lbless: Installation, seen: Clients) -> None:
+    """Nobody noticed a move. Where somebody did, what each node said by then is printed first: a node that had no lease
+    for a while, as its processes waited for a processor, is another matter than a move that went wrong."""
+    faults = seen.impact().faults
+    if faults:
+        for node in lbless.nodes:
+            print(f"{node.name}:\n{lbless.log(DATAPLANE, node)[-STORY_CHARACTERS:]}")
+    assert faults == []

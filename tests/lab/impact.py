@@ -1,11 +1,13 @@
 """What clients noticed: probes, conversations and datagrams summed up in a table, and a sentence for each harm.
 
-Pure: who made the traffic is `clients`', and what is harm of a test's own kind (a wait that is too long) is the test's.
+Pure but for the clock that tells a time of day. Who made the traffic is `clients`', and what is harm of a test's own
+kind (a wait that is too long) is the test's.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -107,7 +109,7 @@ def of_connections(probes: Sequence[Probe]) -> Row:
     faults = []
     unanswered, twice, broken = [], [], []
     for p in probes:
-        name = f"a connection from {p.source}:{p.port} in bucket {p.bucket}"
+        name = f"a connection from {p.source}:{p.port} in bucket {p.bucket} at {time_of_day(p.started)}"
         if not p.senders:
             unanswered.append(p)
             faults.append(f"{name} was not answered: {p.error}")
@@ -156,6 +158,7 @@ def of_datagrams(what: str, datagrams: Sequence[Datagram]) -> Row:
     faults = []
     for d in datagrams:
         name = f"{d.kind} {d.source}:{d.source_port}" + (f" ({d.sequence})" if d.kind == "icmp" else "")
+        name += f" at {time_of_day(d.sent)}"
         if d.error is not None:
             faults.append(f"{name} could not be sent: {d.error}")
         elif len(d.senders) != 1:
@@ -170,6 +173,12 @@ def of_datagrams(what: str, datagrams: Sequence[Datagram]) -> Row:
         tuple(d.seconds for d in datagrams if d.seconds is not None),
         tuple(faults),
     )
+
+
+def time_of_day(monotonic: float) -> str:
+    """When it was by the wall clock at a moment of CLOCK_MONOTONIC: as logs tell it."""
+    at = time.time() - time.monotonic() + monotonic
+    return f"{time.strftime('%H:%M:%S', time.localtime(at))}.{int(at % 1 * 1000):03}"
 
 
 def quantile(values: Iterable[float], part: float) -> float | None:

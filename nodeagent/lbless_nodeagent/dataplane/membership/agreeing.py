@@ -172,6 +172,8 @@ class Agreeing(Leasing):
             return True
         for peer in self.living():
             report = standing.reports.get(peer.node)
+            if report and report.in_use == standing.in_use:
+                continue
             if report and report.owns and report.in_use > standing.in_use and self.rule9_owner_ahead():
                 return False
             if self.rule9_minds(peer) and self._may_have(standing, peer, report):
@@ -213,11 +215,12 @@ class Agreeing(Leasing):
 
     def rule8_wanted(self, standing: Standing) -> int:
         """The newest epoch that a living peer shows and this node lacks, 0 if none."""
-        shown = 0
+        newest = max(standing.epochs, default=0)
+        shown = newest
         for node, report in standing.reports.items():
-            if not self.peers[node].dead:
-                shown = max(shown, report.held, report.in_use)
-        return shown if not standing.epochs or shown > max(standing.epochs) else 0
+            if (report.held > shown or report.in_use > shown) and not self.peers[node].dead:
+                shown = max(report.held, report.in_use)
+        return shown if shown > newest else 0
 
     def holders(self, clusterip: bytes, number: int) -> list[bytes]:
         """The living peers that show the epoch as their newest."""

@@ -121,6 +121,8 @@ class Handing(Acting):
 
     def _heirs(self, epoch: Epoch) -> list[Peer]:
         """The living nodes to which buckets move from this one."""
+        if not epoch.moves:
+            return []
         heirs = {move.destination for move in epoch.moves if move.source == self.node}
         return [p for p in map(self.peers.get, heirs) if p and not p.dead and epoch.names(*p.key)]
 

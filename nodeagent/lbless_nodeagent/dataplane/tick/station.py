@@ -149,8 +149,9 @@ class Station:
         turn = self.membership.tick(began)
         if turn.lease_end is None or not self._fenced:
             self._end_lease()
+        late_ms = (began - self.wake) * 1000
         if turn.heartbeats and self._sent:
-            self._lateness.add((began - self.wake) * 1000)
+            self._lateness.add(late_ms)
         for heartbeat in turn.heartbeats:
             self._transmit(heartbeat, key)
         if turn.lease_end is not None and self._fenced:
@@ -164,7 +165,13 @@ class Station:
         self.calm = turn.calm
         self.wake = min(turn.wake, began + 0.002) if self._exchange.has_more else turn.wake
         valid = turn.lease_end is not None
-        self._lapses += self._valid and not valid and not self.membership.stopping
+        if self._valid and not valid and not self.membership.stopping:
+            self._lapses += 1
+            self._send(
+                Happened(
+                    self.interface, f"has no lease any more: this turn came {max(0, late_ms):.0f} ms late."
+                )
+            )
         self._valid = valid
         if turn.done:
             self.ended = True
