@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 
 from lab.clients import Clients
 from lab.installation import DATAPLANE, Installation
@@ -32,9 +33,24 @@ def move_again_and_again(lbless: Installation, web: ClusterIP) -> int:
     return moves
 
 
+def undisturbed(lbless: Installation, ask: Callable[[], Clients]) -> Clients:
+    """What clients noticed who asked while buckets moved; if they were harmed and a node had no lease for a while, as
+    its processes waited for a processor, then once more: what was lost so, no move has lost."""
+    before = lapses(lbless)
+    seen = ask()
+    if seen.impact().faults and lapses(lbless) != before:
+        print(f"{seen.impact()}\nnodes without a lease meanwhile: {lapses(lbless)}; once more")
+        seen = ask()
+    return seen
+
+
+def lapses(lbless: Installation) -> dict[str, int]:
+    """How often each node has said that it had no lease any more."""
+    return {node.name: lbless.log(DATAPLANE, node).count("has no lease any more") for node in lbless.nodes}
+
+
 def check_unharmed(lbless: Installation, seen: Clients) -> None:
-    """Nobody noticed a move. Where somebody did, what each node said by then is printed first: a node that had no lease
-    for a while, as its processes waited for a processor, is another matter than a move that went wrong."""
+    """Nobody noticed a move. Where somebody did, what each node said by then is printed."""
     faults = seen.impact().faults
     if faults:
         for node in lbless.nodes:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from e2e.moving import NAMES, check_unharmed, move_again_and_again, weigh
+from e2e.moving import NAMES, check_unharmed, move_again_and_again, undisturbed, weigh
 from lab import claim, clients, kubeproxy, servers
 from lab.controlplane import ControlPlane
 from lab.installation import Installation
@@ -48,6 +48,15 @@ def proxied(request: pytest.FixtureRequest) -> Iterator[Installation]:
     "proxied", [kubeproxy.NFTABLES, pytest.param(kubeproxy.IPTABLES, marks=pytest.mark.soak)], indirect=True
 )
 def test_fifty_moves_of_a_services_address_break_nothing_and_lose_nothing(proxied: Installation) -> None:
+    seen = undisturbed(proxied, lambda: ask_through_moves(proxied))
+    for name in NAMES:
+        weigh(proxied, name, None)
+    assert {one.node for one in seen.echoes.ended} == {pod.name for pod in proxied.lan.pods}
+    check_unharmed(proxied, seen)
+
+
+def ask_through_moves(proxied: Installation) -> clients.Clients:
+    """Have clients ask for a while, and then through moves."""
     lan, web = proxied.lan, proxied.wait_ready(SERVICE)
     with clients.asking(
         lan.client, str(web.spec.ip), web.spec.hash, lan.owner_of, per_second=SYNS_PER_SECOND
@@ -58,10 +67,7 @@ def test_fifty_moves_of_a_services_address_break_nothing_and_lose_nothing(proxie
         moves = move_again_and_again(proxied, web)
         ended = time.monotonic()
         time.sleep(1)  # a span, for what the last move may have harmed
-    for name in NAMES:
-        weigh(proxied, name, None)
     for what, noticed in (("without moves", (began, moved_from)), ("moves", (moved_from, ended))):
         print(f"\n{what}\n{seen.impact(*noticed)}")
     print(f"{moves} epochs; the clients were late by {seen.late_seconds * 1000:.0f} ms at most")
-    assert {one.node for one in seen.echoes.ended} == {pod.name for pod in lan.pods}
-    check_unharmed(proxied, seen)
+    return seen
