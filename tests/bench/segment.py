@@ -35,7 +35,9 @@ from unit.stateobjects import clusterip, desired_json
 
 ADDRESSES, NODES, BUCKETS = 1000, 16, 16
 AT_ONCE = 20
-ROUNDS, IDLE_SECONDS = 5, 30.0
+ROUNDS = 5
+IDLE_SECONDS = 90.0
+"""At rest a node makes a thorough pass, and one that audits, at most once in 30 s: several are in the average."""
 FIRST = IPv4Address("10.80.16.0")
 SETTLE_SECONDS = 180.0
 FRAME_BYTES, IDLE_PERCENT, TAKEOVER_MS = 1400, 3, 1200

@@ -97,6 +97,9 @@ def order_of(epoch: Epoch, view: View, node: str, *, anew: bool) -> Order:
 def step(now: Share, order: Order, elapsed: Elapsed) -> Share:
     """Return what the kernel is to do next; the same where nothing changes until something else is known."""
     was = now.moving
+    if was == AT_REST and not order.leaving and not order.arriving:
+        # Nothing moves between living nodes: nearly always so, also of a thousand that a dead one has left.
+        return Share(order.mine if order.gain else order.mine & now.owned)
     leaving = _union(buckets for _, buckets in order.leaving)
     # To whom another epoch sent it on may take it by now, or never will.
     sent_on = NOTHING if order.settled or order.anew else _union(buckets for _, buckets in was.redirect)
@@ -131,7 +134,8 @@ def step(now: Share, order: Order, elapsed: Elapsed) -> Share:
         redirect = _redirect((sent_on | (lost & taking)) & drain, order)
     else:
         redirect = ()
-    return Share(owned, Moving(standby, fresh, drain, ending, redirect))
+    moves = Moving(standby, fresh, drain, ending, redirect)
+    return Share(owned, AT_REST if moves == AT_REST else moves)
 
 
 Takers = Mapping[bytes, BucketSet]

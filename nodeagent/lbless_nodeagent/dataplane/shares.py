@@ -35,7 +35,7 @@ from lbless_nodeagent.dataplane.handover import (
     without_moves,
 )
 from lbless_nodeagent.dataplane.keyfile import KeyFile
-from lbless_nodeagent.dataplane.membership import Epoch, Kept, Use, epoch_of
+from lbless_nodeagent.dataplane.membership import Epoch, Kept, Use, View, epoch_of
 from lbless_nodeagent.dataplane.moving import AT_REST, Moving
 from lbless_nodeagent.dataplane.opener import Opener
 from lbless_nodeagent.dataplane.opening import GUARD_SECONDS, token
@@ -273,7 +273,9 @@ class Shares:
         if epoch is None:
             return Order()
         anew = last is None or last.epoch != use.epoch
-        order = order_of(epoch, replace(port.view, use={uid: use}), self._node, anew=anew)
+        view = port.view
+        view = View(view.version, view.incarnation, view.living, view.held, {uid: use})
+        order = order_of(epoch, view, self._node, anew=anew)
         return order if self.can_move else without_moves(order)
 
     def _place(

@@ -8,10 +8,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import lru_cache
+from ipaddress import IPv4Address
 
 from lbless_api import capabilities
 from lbless_api.buckets import BucketSet
-from lbless_api.capabilities import Capability
+from lbless_api.capabilities import Capability, Demand
 from lbless_api.clusterip import SourceMAC
 from lbless_api.hashing import MAX_BUCKETS, HashFunction, HashMode
 from lbless_api.mac import parse_mac, unicast_mac
@@ -83,6 +85,8 @@ class NftablesEngine:
         self._doubt = False
         self._goal: Held | None = None  # what was last applied, and the Held it comes to
         self._wanted = NOTHING
+        self._sound: dict[IPv4Address, Vip] = {}
+        """Those for which `refusal` had nothing to say: they are asked for twice."""
 
     def capabilities(self) -> tuple[Capability, ...]:
         """What it can do, on every kernel that it works on; whether it sends packets on, as the last `probe` found
@@ -91,6 +95,14 @@ class NftablesEngine:
 
     def refusal(self, vip: Vip) -> str | None:
         """Return one sentence why `vip` cannot be had here, or None. Touches no kernel."""
+        if self._sound.get(vip.ip) is vip:
+            return None
+        refused = self._refusal(vip)
+        if refused is None:
+            self._sound[vip.ip] = vip
+        return refused
+
+    def _refusal(self, vip: Vip) -> str | None:
         if not valid_interface(vip.interface):
             return (
                 f"{vip.ip}: interface {vip.interface!r} cannot be written in a rule: "
@@ -103,10 +115,10 @@ class NftablesEngine:
                 unicast_mac(vip.mac)
         except ValueError as error:
             return f"{vip.ip}: {error}"
-        refused = capabilities.refusal(self.name, self._capabilities, vip.demand)
+        refused = _incapable(self.name, self._capabilities, vip.demand)
         if refused:
             return f"{vip.ip}: {refused}"
-        buckets = vip.owned if vip.moving is AT_REST else vip.owned | vip.moving.buckets
+        buckets = vip.owned if vip.moving == AT_REST else vip.owned | vip.moving.buckets
         if not buckets.issubset(BucketSet.full(vip.hash.buckets)):
             return (
                 f"{vip.ip}: buckets {buckets} are not all below {vip.hash.buckets}: correct the assignment."
@@ -120,6 +132,7 @@ class NftablesEngine:
         if tried.missing is not None:
             return EngineReport(self.name, False, tried.missing)
         self._capabilities = (replace(CAPABILITY, redirect=self._redirect and tried.redirect),)
+        self._sound.clear()
         return EngineReport(self.name, True, capabilities=self._capabilities)
 
     def apply(self, wanted: Wanted) -> None:
@@ -240,6 +253,7 @@ class NftablesEngine:
             self._seal(restructured)
         self._held = self._goal = goal
         self._wanted = wanted
+        self._sound.clear()
 
     def _seal(self, families: set[Family]) -> None:
         reader = self._connect().reader
@@ -266,10 +280,16 @@ class NftablesEngine:
             self._doubt |= touched or (lost and not (own and connection.reader.generation() == after))
 
 
+@lru_cache(maxsize=64)
+def _incapable(name: str, able: tuple[Capability, ...], wanted: Demand) -> str | None:
+    """`capabilities.refusal`: of thousands of ClusterIPs most ask for the same."""
+    return capabilities.refusal(name, able, wanted)
+
+
 def _fault(vip: Vip) -> str | None:
     """What of a Vip's moves contradicts itself, as the beginning of a sentence."""
     moving = vip.moving
-    if moving is AT_REST:
+    if moving == AT_REST:
         return None
     states = (vip.owned, moving.standby, moving.fresh, moving.drain, moving.ending)
     if sum(map(len, states)) != len(vip.owned | moving.buckets):
