@@ -52,6 +52,11 @@ programs: system $(VENV)/.ready ## Find or build etcd and the programs of Kubern
 guest: system $(VENV)/.ready ## Build the virtual machine with an older kernel that tests/guest uses
 	@$(BIN)/python -m lab.guestimage
 
+.PHONY: images
+images: $(VENV)/.ready ## Build the images of operator and node, as archives that containerd imports
+	@tests/lab/system-packages guest
+	@$(BIN)/python -m lab.images
+
 .PHONY: system
 system: ## Install the system packages that are missing (Debian, Ubuntu)
 	@tests/lab/system-packages

@@ -22,6 +22,7 @@ settings.load_profile("lbless")
 BACKGROUND = (
     "unit/",
     "guest/",
+    "images/",
     "cluster/test_crds",
     "cluster/test_edge",
     "cluster/test_lab",

@@ -8,13 +8,13 @@ import hashlib
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.buildstep import run_step
 from lab.errors import LabError
 from lab.host import INSIDE
 from lab.programs import cache_directory, only_builder
@@ -58,7 +58,6 @@ exec /bin/sh /tests/lab/inside/guest_start.sh
 PROGRAMS = ("qemu-system-x86_64", "mmdebstrap", "cpio", "mke2fs")
 # Where distributions put it: not on PATH.
 FILE_SERVERS = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/lib/virtiofsd")
-BUILD_SECONDS = 1800
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def _build(home: Path, progress: Progress) -> None:
         disk = work / "disk"
         log = home.parent / f"{SUITE}.log"
         log.write_text("")
-        _run(
+        run_step(
             [
                 *("mmdebstrap", "--variant=apt", "--mode=root", "--arch=amd64"),
                 *(f"--dpkgopt=path-exclude={pattern}" for pattern in UNREAD),
@@ -143,11 +142,11 @@ def _build(home: Path, progress: Progress) -> None:
         _lay_out_early(early, disk, kernel.name.removeprefix("vmlinuz-"))
         shutil.copyfile(kernel, made / "kernel")
         archive = f"cd {early} && find . | cpio --quiet -o -H newc"
-        _run(["sh", "-c", f"{archive} >{made}/early.cpio"], "the first file system", log, progress)
+        run_step(["sh", "-c", f"{archive} >{made}/early.cpio"], "the first file system", log, progress)
         for path in (disk / "boot").iterdir():
             path.unlink()
         command = ["mke2fs", "-q", "-t", "ext4", "-d", str(disk), str(made / "disk.img"), SIZE]
-        _run(command, "the disk", log, progress)
+        run_step(command, "the disk", log, progress)
         # The name appears with everything in it, or not at all.
         made.rename(home)
     progress.say(f"the guests' system is in {home}")
@@ -169,33 +168,6 @@ def _lay_out_early(early: Path, disk: Path, version: str) -> None:
 def _write(path: Path, text: str) -> None:
     path.write_text(text)
     path.chmod(0o755)
-
-
-def _run(command: list[str], what: str, log: Path, progress: Progress) -> None:
-    """Run a step to its end. Its mounts and processes end with this process, however that dies."""
-    cage = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child"]
-    with log.open("a") as stream:
-        process = subprocess.Popen(
-            [*cage, "--mount-proc", *command],
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,
-        )
-        try:
-            progress.until(
-                f"{what} (what is done: {log})",
-                lambda: process.poll() is not None,
-                timeout_seconds=BUILD_SECONDS,
-                interval_seconds=0.2,
-            )
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    if process.returncode != 0:
-        last = (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-        raise LabError(f"cannot build the guests' system, {command[0]} failed: {last}; all of it is in {log}")
 
 
 def main() -> int:
