@@ -23,6 +23,7 @@ BACKGROUND = (
     "unit/",
     "guest/",
     "images/",
+    "cluster/test_chart",
     "cluster/test_crds",
     "cluster/test_edge",
     "cluster/test_lab",
