@@ -5,7 +5,8 @@ import pytest
 from lab.guest import Guest
 from vectors import asking, cases
 
-pytestmark = pytest.mark.guest
+# Three minutes, for what is on file: that the target keeps just those buckets, test_iptables_engine tries every time.
+pytestmark = [pytest.mark.guest, pytest.mark.soak]
 
 
 def test_the_clusterip_target_answers_as_on_file(guest: Guest):

@@ -22,6 +22,7 @@ from lab.host import Host
 from lab.kernelstate import leases, owned_buckets
 from lab.lan import Lan
 from lbless_api.state import COMPLETE
+from lbless_nodeagent.dataplane.watch import HUNG_SECONDS
 
 UID, IP = "uid-a", Lan.vip(1)
 THIRDS = {"n1": "0-10", "n2": "11-21", "n3": "22-31"}
@@ -236,6 +237,18 @@ def test_the_end_of_the_tick_process_ends_dataplane(segment: MemberSegment):
         r"The tick process ended with status -9: this node no longer serves\.$", last_line(plane)
     )
     assert "Traceback" not in plane.log
+
+
+def test_a_tick_process_that_hangs_is_taken_over_from_and_ends_dataplane(segment: MemberSegment):
+    plane = segment.planes["n1"]
+    tick = tick_pid(plane)
+    os.kill(tick, signal.SIGSTOP)
+    wait_taken_over(segment, "n2", "n3")
+    assert not leased(plane.host)
+    assert plane.process is not None
+    assert plane.process.wait(HUNG_SECONDS + 15) == 1
+    assert "The tick process has said nothing for 10 s: this node no longer serves." in last_line(plane)
+    assert not is_alive(tick)
 
 
 def test_a_node_whose_rules_are_not_programmed_leaves(segment: MemberSegment):

@@ -25,6 +25,7 @@ from lbless_edge.process import (
     serve_metrics,
 )
 from lbless_nodeagent import files
+from lbless_nodeagent.alive import AliveFile
 from lbless_nodeagent.dataplane.draining import Drains
 from lbless_nodeagent.dataplane.engine import EngineError
 from lbless_nodeagent.dataplane.engines import AUTO, ENGINES, Choice, choose, engines
@@ -94,6 +95,12 @@ def _parser() -> argparse.ArgumentParser:
         help="where another one serves the state directory, wait for its end and take over from it",
     )
     parser.add_argument(
+        "--alive-file",
+        type=Path,
+        metavar="FILE",
+        help="touched every few seconds while this program does its work; lbless-alive looks at it",
+    )
+    parser.add_argument(
         "--cleanup", action="store_true", help="take all of lbless out of this node's kernel, then end"
     )
     return parser
@@ -148,7 +155,7 @@ def _serve(options: argparse.Namespace) -> None:
         _LOG.info("Serving node %s from %s with the %s engine.", options.node, options.state_dir, name)
         for report in choice.passed_over:
             _LOG.info("The %s engine is not used: %s", report.name, report.message)
-        Loop(reconciler, choice.engine, reporter, stop, keys).run()
+        Loop(reconciler, choice.engine, reporter, stop, keys, AliveFile(options.alive_file)).run()
         if _intent(reconciler) is Intent.REMOVE:
             _remove(reconciler)
             reporter.report(Outcome(), reconciler.programming.report, {})
@@ -174,6 +181,7 @@ def _reconciler(
     times = _times(options)
     _check_capabilities()
     directory: Path = options.state_dir
+    alive = AliveFile(options.alive_file)
     with ExitStack() as ends:
         try:
             for needed in (directory, directory / DESIRED, directory / APPLIED):
@@ -185,7 +193,9 @@ def _reconciler(
                 ends.callback(tick.close)
             choice = choose(options.engine, engines(lease=keys is not None, redirect=not options.no_redirect))
             ends.callback(choice.engine.close)
-            ends.callback(os.close, _lock(directory / ".dataplane.lock", stop if options.wait else None))
+            ends.callback(
+                os.close, _lock(directory / ".dataplane.lock", stop if options.wait else None, alive)
+            )
             if tick:  # before the lock is let go of
                 ends.callback(tick.close)
         except (files.UnwritableError, files.LockedError) as error:
@@ -199,10 +209,11 @@ def _reconciler(
             raise Fatal(str(error)) from None
 
 
-def _lock(path: Path, stop: StopSignal | None) -> int:
+def _lock(path: Path, stop: StopSignal | None, alive: AliveFile) -> int:
     """Take the lock, waiting for it until `stop`; raises UnwritableError, LockedError, SystemExit."""
     said = False
     while True:
+        alive.touch()
         try:
             return files.lock(path, PROGRAM)
         except files.LockedError:

@@ -15,6 +15,7 @@ from types import FrameType
 
 from lbless_api.fields import Invalid
 from lbless_api.state import Intent as StopIntent
+from lbless_nodeagent.alive import AliveFile
 from lbless_nodeagent.dataplane.engine import Engine
 from lbless_nodeagent.dataplane.keyfile import KeyFile
 from lbless_nodeagent.dataplane.membership import Intent
@@ -96,8 +97,9 @@ class Loop:
         reporter: Reporter,
         stop: StopSignal,
         keys: KeyFile | None = None,
+        alive: AliveFile | None = None,
     ) -> None:
-        """`keys` are those of the heartbeats, where there are some."""
+        """`keys` are those of the heartbeats, where there are some; `alive` is touched with each report."""
         self._reconciler = reconciler
         self._reporter = reporter
         self._stop = stop
@@ -110,6 +112,7 @@ class Loop:
         self._rules = rules
         self._ports = reconciler.shares.ports if reconciler.shares else None
         self._keys = keys
+        self._alive = alive or AliveFile(None)
         self._ends_at: float | None = None
 
     def run(self) -> None:
@@ -126,6 +129,8 @@ class Loop:
             if outcome.retry_at is not None:
                 pass_at = min(pass_at, outcome.retry_at)
             changed = self._wait(min(pass_at, idle_since + self._report_seconds()))
+            if self._ports:
+                self._ports.check()
             if self._ends():
                 break
             now = time.monotonic()
@@ -183,6 +188,7 @@ class Loop:
         return outcome
 
     def _report(self, outcome: Outcome) -> None:
+        self._alive.touch()
         if self._ports:
             self._ports.alive()
             if self._keys and self._keys.refresh():

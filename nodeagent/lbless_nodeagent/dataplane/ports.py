@@ -37,6 +37,7 @@ from lbless_nodeagent.dataplane.tick.messages import (
     ToTick,
 )
 from lbless_nodeagent.dataplane.tickprocess import TickEndedError, TickProcess
+from lbless_nodeagent.dataplane.watch import HUNG_SECONDS, Watch
 from lbless_nodeagent.files import boottime_seconds
 
 RETRY_SECONDS = 1.0
@@ -111,6 +112,7 @@ class Ports:
         self._boot_id, self._fenced, self._lease_left = boot_id, fenced, lease_left
         self._ports: dict[str, Port] = {}
         self._stopping = self._gone = False
+        self._watch = Watch(boottime_seconds(), HUNG_SECONDS)
         ends = {name: self._lease_end(name) for name in memories.former}
         numbers = identity.identity.numbers()
         self._resumed = {
@@ -178,12 +180,21 @@ class Ports:
         needed = False
         try:
             for message in self._tick.receive():
-                needed |= self._take(message)
+                self._watch.heard(boottime_seconds())
+                needed |= not isinstance(message, Alive) and self._take(message)
         except TickEndedError:
             self._gone = True
             if not self._stopping:
                 raise
         return needed
+
+    def check(self) -> None:
+        """Raises TickEndedError where the tick process hangs: it says once a second that it does not. To be called
+        once after each wait."""
+        if self._watch.is_stuck(boottime_seconds()) and not self._stopping:
+            raise TickEndedError(
+                f"The tick process has said nothing for {HUNG_SECONDS:.0f} s: this node no longer serves."
+            )
 
     @property
     def retry_at(self) -> float | None:

@@ -37,7 +37,7 @@ from lbless_nodeagent.dataplane.tick.messages import (
 )
 from lbless_nodeagent.dataplane.tick.packetsocket import WireError
 from lbless_nodeagent.dataplane.tick.station import Station
-from lbless_nodeagent.dataplane.tick.watch import STUCK_SECONDS, Watch
+from lbless_nodeagent.dataplane.watch import STUCK_SECONDS, Watch
 from lbless_nodeagent.files import boottime_seconds as now
 
 RESTS_A_TICK, CALM_RESTS_A_TICK = 5, 20
@@ -64,7 +64,7 @@ class Ticker:
         for poll in (self._wires, self._bells, self._resting):
             poll.register(channel.fileno(), select.POLLIN)
         self._figures_at = now()
-        self._programming = Watch(self._figures_at)
+        self._programming = Watch(self._figures_at, STUCK_SECONDS)
 
     def run(self) -> None:
         """Return when every interface's part has ended after a `Stop`; raises Closed."""
@@ -85,6 +85,7 @@ class Ticker:
                     self._detach(name)
             if now() >= self._figures_at:
                 self._figures_at = now() + FIGURES_SECONDS
+                self._channel.send(Alive())
                 for station in self._stations.values():
                     self._channel.send(station.figures())
             if self._channel.is_blocked:

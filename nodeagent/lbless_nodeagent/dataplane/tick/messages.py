@@ -97,7 +97,8 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """The programming process is through with a pass, or has nothing to do."""
+    """To the tick process: the programming process is through with a pass, or has nothing to do. From it, once a
+    second: it comes round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,4 +201,4 @@ class Ended:
     memory: Memory
 
 
-FromTick = Attached | Seen | Refused | RulesGone | Learnt | Happened | Segment | Figures | Ended
+FromTick = Alive | Attached | Seen | Refused | RulesGone | Learnt | Happened | Segment | Figures | Ended

@@ -1,12 +1,12 @@
-"""When a node leaves as its programming process does nothing: not after a pause of both processes at any point."""
+"""When one of dataplane's processes takes the other for stuck: not after a pause of both at any point."""
 
 import pytest
 
-from lbless_nodeagent.dataplane.tick.watch import PAUSE_SECONDS, STUCK_SECONDS, Watch
+from lbless_nodeagent.dataplane.watch import PAUSE_SECONDS, STUCK_SECONDS, Watch
 
 
 def test_who_says_nothing_is_stuck_after_a_while_and_no_longer_once_it_speaks():
-    watch, at = Watch(0.0), 0.0
+    watch, at = Watch(0.0, STUCK_SECONDS), 0.0
     while not watch.is_stuck(at):
         at += 0.1
         assert at <= STUCK_SECONDS + 0.2
@@ -17,7 +17,7 @@ def test_who_says_nothing_is_stuck_after_a_while_and_no_longer_once_it_speaks():
 
 @pytest.mark.parametrize("spoke", [False, True])
 def test_a_pause_of_both_is_nobodys_fault_and_earns_no_credit(spoke: bool):
-    watch = Watch(0.0)
+    watch = Watch(0.0, STUCK_SECONDS)
     assert not watch.is_stuck(1.0)
     if spoke:
         watch.heard(61.0)
