@@ -52,6 +52,11 @@ programs: system $(VENV)/.ready ## Find or build etcd and the programs of Kubern
 guest: system $(VENV)/.ready ## Build the virtual machine with an older kernel that tests/guest uses
 	@$(BIN)/python -m lab.guestimage
 
+.PHONY: chart
+chart: $(VENV)/.ready ## Bring into the chart what is made: copies of the CRDs, and the table of its values
+	@cp crds/*.yaml helm/lbless/files/crds/
+	@$(BIN)/python -m lab.valuestable >helm/lbless/README.md
+
 .PHONY: images
 images: $(VENV)/.ready ## Build the images of operator and node, as archives that containerd imports
 	@tests/lab/system-packages guest

@@ -6,7 +6,7 @@ membership has decided. Commands, one a line, are answered by a line:
 
     learn DIRECTORY   hold the epochs of what is new there    how many there are, once each has them in use
     silence NODE      say nothing more in its name            when its last frame went (CLOCK_MONOTONIC)
-    heard             what came by the wire since last time   seconds, frames, bytes of the largest one
+    heard NODE        what came by the wire since last time   seconds, frames of that node, bytes of the largest of all
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections import deque
 from pathlib import Path
 
 from lbless_api.clusterip import parse_clusterip
-from lbless_api.heartbeat import Heartbeat
+from lbless_api.heartbeat import Heartbeat, node_id
 from lbless_api.heartbeat_frame import encode, parse, stamp
 from lbless_nodeagent import files
 from lbless_nodeagent.dataplane.keyfile import load_keys
@@ -76,7 +76,9 @@ class Segment:
         self._unlearnt: deque[Epoch] = deque()
         self._known: set[Path] = set()
         self._learning = 0
-        self._heard_since, self._sizes = time.monotonic(), [0]
+        self._heard_since = time.monotonic()
+        self._heard: list[tuple[bytes, int]] = []
+        """Whose each frame was, and its bytes."""
 
     def run(self) -> None:
         """Go on until stdin ends."""
@@ -109,16 +111,18 @@ class Segment:
         elif command == "silence":
             print(self._nodes.pop(argument).sent_at, flush=True)
         elif command == "heard":
-            at = time.monotonic()
-            print(at - self._heard_since, len(self._sizes) - 1, max(self._sizes), flush=True)
-            self._heard_since, self._sizes = at, [0]
+            at, node = time.monotonic(), node_id(argument)
+            frames = sum(sender == node for sender, _ in self._heard)
+            print(
+                at - self._heard_since, frames, max((size for _, size in self._heard), default=0), flush=True
+            )
+            self._heard_since, self._heard = at, []
 
     def _hear(self) -> None:
         drained = self._wire.drain()
         ahead = now() - time.monotonic()
         for frame in drained.frames:
-            self._sizes.append(len(frame.payload))
-            stamp(frame.payload, self._keys)
+            self._heard.append((stamp(frame.payload, self._keys).node, len(frame.payload)))
             message = parse(frame.payload)
             if isinstance(message, Heartbeat):
                 for node in self._nodes.values():

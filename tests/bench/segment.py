@@ -1,8 +1,9 @@
 """Takeover at the size that is promised: 16 nodes, a thousand ClusterIPs of 16 buckets, heartbeats ten times a second.
 
 Two processors carry no 16 dataplanes with a thousand addresses each. So one is real, and measured; the other 15
-nodes are their memberships in one process (`peers_inside`), which say to it what 15 dataplanes would. Then three
-real ones, one of which is killed.
+nodes are their memberships in two processes (`peers_inside`), which say to it what 15 dataplanes would. In one process
+each would wait with its heartbeats until all others have decided what follows a death, and be taken for dead itself.
+Then three real ones, one of which is killed.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def rows() -> Iterator[Row]:
 
 def _one_among_peers() -> Iterator[Row]:
     size = f"segment: {NODES} nodes, {ADDRESSES} ClusterIPs"
-    with Lan(claim.unique("lbseg"), nodes=2) as lan, ExitStack() as stack:
-        measured, peers = _Measured(lan.nodes[0], lan.directory / "n1"), _Peers(lan.nodes[1], NODES - 1)
+    with Lan(claim.unique("lbseg"), nodes=3) as lan, ExitStack() as stack:
+        measured, peers = _Measured(lan.nodes[0], lan.directory / "n1"), _Peers(lan.nodes[1:], NODES - 1)
         stack.callback(measured.end)
         stack.callback(peers.end)
         lives = {measured.name: measured.incarnation, **peers.incarnations}
@@ -68,7 +69,7 @@ def _one_among_peers() -> Iterator[Row]:
             peers.learn(measured.fill(given[:count], lives, since=count - AT_ONCE))
         measured.await_owned(given, lives)
         time.sleep(2)  # a span: what the start has left to do is not rest
-        peers.heard()
+        peers.heard(measured.name)
         spent = measured.cpu_seconds()
         began = time.monotonic()
         time.sleep(IDLE_SECONDS)  # the span that is measured
@@ -76,7 +77,7 @@ def _one_among_peers() -> Iterator[Row]:
         shares_of_core = [
             (after - before) / took * 100 for before, after in zip(spent, measured.cpu_seconds(), strict=True)
         ]
-        seconds, frames, _ = peers.heard()
+        seconds, frames = peers.heard(measured.name)
         yield Row(f"{size}, idle: frames of a node", "1/s", 11, (frames / seconds,))
         for what, percent in zip(("programming process", "tick process"), shares_of_core, strict=True):
             yield Row(f"{size}, idle: {what}", "% of a core", IDLE_PERCENT, (percent,))
@@ -189,16 +190,22 @@ class _Measured:
 
 
 class _Peers:
-    """The other nodes."""
+    """The other nodes, a part of them on each of some hosts."""
 
-    def __init__(self, host: Host, count: int) -> None:
+    def __init__(self, hosts: Sequence[Host], count: int) -> None:
         self.incarnations = {f"p{number}": number for number in range(1, count + 1)}
         self.largest = 0.0
-        key_file = host.directory / "peers-key"
+        self._processes: dict[range, subprocess.Popen[str]] = {}
+        for number, host in enumerate(hosts):
+            part = range(number * count // len(hosts) + 1, (number + 1) * count // len(hosts) + 1)
+            self._processes[part] = self._start(host, part)
+
+    def _start(self, host: Host, part: range) -> subprocess.Popen[str]:
+        key_file = host.directory / f"peers-key-{host.name}"
         key_file.write_text(f"{KEY}\n")
         program = Path(__file__).parent / "peers_inside.py"
-        self._process = host.popen(
-            [sys.executable, program, host.interface, key_file, "1", str(count)],
+        return host.popen(
+            [sys.executable, program, host.interface, key_file, str(part[0]), str(part[-1])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             log="peers",
@@ -206,31 +213,39 @@ class _Peers:
 
     def end(self) -> None:
         """Stop them all."""
-        self._process.kill()
-        self._process.wait()
+        for process in self._processes.values():
+            process.kill()
+            process.wait()
 
     def learn(self, directory: Path) -> None:
         """Have them hold the epochs in a directory, until all of them are in use."""
-        self._ask(f"learn {directory}")
+        self._ask(f"learn {directory}", list(self._processes.values()))
 
     def silence(self, name: str) -> float:
         """Power one of them off; returns when its last frame went, by time.monotonic."""
-        return float(self._ask(f"silence {name}"))
+        number = self.incarnations[name]
+        (process,) = (one for part, one in self._processes.items() if number in part)
+        return float(self._ask(f"silence {name}", [process])[0])
 
-    def heard(self) -> tuple[float, int, int]:
-        """Since when, how many frames came from elsewhere, and how large the largest was, in bytes."""
-        seconds, frames, largest = self._ask("heard").split()
-        self.largest = max(self.largest, float(largest))
-        return float(seconds), int(frames), int(largest)
+    def heard(self, name: str) -> tuple[float, int]:
+        """Since when, and how many frames came of a node from elsewhere."""
+        said = [line.split() for line in self._ask(f"heard {name}", list(self._processes.values()))]
+        self.largest = max(self.largest, *(float(largest) for *_, largest in said))
+        seconds, frames, _ = said[0]
+        return float(seconds), int(frames)
 
-    def _ask(self, command: str) -> str:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{command}\n")
-        self._process.stdin.flush()
-        if not select.select([self._process.stdout], [], [], SETTLE_SECONDS)[0]:
-            raise LabError(f"the peers do not come to an end with `{command}`")
-        return self._process.stdout.readline()
+    def _ask(self, command: str, processes: Sequence[subprocess.Popen[str]]) -> list[str]:
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write(f"{command}\n")
+            process.stdin.flush()
+        answers = []
+        for process in processes:
+            assert process.stdout is not None
+            if not select.select([process.stdout], [], [], SETTLE_SECONDS)[0]:
+                raise LabError(f"the peers do not come to an end with `{command}`")
+            answers.append(process.stdout.readline())
+        return answers
 
 
 def _names(number: int) -> tuple[str, str]:

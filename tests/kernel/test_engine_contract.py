@@ -34,7 +34,7 @@ pytestmark = pytest.mark.root
 AFTER_EVERY_ENGINE = -90
 """Behind the mangle table's prerouting (-150): whatever hook an engine filters in."""
 PACKETS = 120  # of each address
-KILLS, MOST_SECONDS = 4, 0.03
+KILLS, MOST_SECONDS = 6, 0.03
 """How often a process is killed, and how long at most after it began to apply."""
 LEGACY = ("iptables-legacy", "arptables-legacy")
 

@@ -243,7 +243,7 @@ while not stop:
     time.sleep(0.02)
 print(added, flush=True)
 """
-CHANGES = 20
+CHANGES = 40
 
 
 def test_a_writer_without_the_lock_loses_nothing_and_ours_are_right_in_the_end(

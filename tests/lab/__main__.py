@@ -2,10 +2,11 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 
 from lab import claim
 from lab.controlplane import ControlPlane
-from lab.errors import LabError
+from lab.errors import exit_code
 from lab.lan import Lan
 
 
@@ -16,20 +17,12 @@ def main() -> int:
     parser.add_argument("--prefix", default="lab", help="beginning of all names (default: lab)")
     parser.add_argument("--nodes", type=int, default=3, help="number of nodes (default: 3)")
     arguments = parser.parse_args()
-    try:
-        if arguments.command == "up":
-            _up(arguments.prefix, arguments.nodes)
-        elif arguments.command == "down":
-            claim.remove(arguments.prefix)
-        else:
-            _status(arguments.prefix)
-    except LabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; nothing is left", file=sys.stderr)
-        return 130
-    return 0
+    commands: dict[str, Callable[[], None]] = {
+        "up": lambda: _up(arguments.prefix, arguments.nodes),
+        "down": lambda: claim.remove(arguments.prefix),
+        "status": lambda: _status(arguments.prefix),
+    }
+    return exit_code(commands[arguments.command], "nothing is left")
 
 
 def _up(prefix: str, nodes: int) -> None:

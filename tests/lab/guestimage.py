@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.buildstep import run_step
-from lab.errors import LabError
+from lab.errors import LabError, exit_code
 from lab.host import INSIDE
 from lab.programs import cache_directory, only_builder
 from lab.progress import Progress
@@ -182,16 +182,7 @@ def main() -> int:
     if reason := unavailable():
         print(f"tests/guest will be skipped: {reason}", file=sys.stderr)
         return 0
-    try:
-        image = find()
-    except LabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; nothing is left", file=sys.stderr)
-        return 130
-    print(image.disk)
-    return 0
+    return exit_code(lambda: print(find().disk), "nothing is left")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lab import ociarchive
 from lab.buildstep import run_step
-from lab.errors import LabError
+from lab.errors import LabError, exit_code
 from lab.programs import cache_directory, only_builder
 from lab.progress import Progress
 
@@ -168,17 +168,12 @@ def _size(tree: Path) -> int:
 
 def main() -> int:
     """Build them and print their sizes; the exit code of `python -m lab.images`."""
-    try:
-        images = find()
-    except LabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; what was built so far stays in the cache", file=sys.stderr)
-        return 130
-    for image in images.values():
+    return exit_code(_tell, "what was built so far stays in the cache")
+
+
+def _tell() -> None:
+    for image in find().values():
         print(f"{image.name}  {image.size_bytes / 1e6:.0f} MB  {image.archive}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from lab import gobuild
-from lab.errors import LabError
+from lab.errors import LabError, exit_code
 from lab.progress import Progress
 
 # Directories that the user names; $KUBEBUILDER_ASSETS is where controller-runtime's tools keep theirs.
@@ -194,17 +194,7 @@ def only_builder(root: Path, progress: Progress) -> Iterator[None]:
 
 def main() -> int:
     """Find or build everything; the exit code of `python -m lab.programs`."""
-    try:
-        programs = find()
-    except LabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; what was built so far stays in the cache", file=sys.stderr)
-        return 130
-    for path in astuple(programs):
-        print(path)
-    return 0
+    return exit_code(lambda: print(*astuple(find()), sep="\n"), "what was built so far stays in the cache")
 
 
 if __name__ == "__main__":

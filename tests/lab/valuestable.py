@@ -17,7 +17,7 @@ from lab.helm import CHART
 _LINE = re.compile(r"(?P<indent> *)(?P<name>[A-Za-z]+):")
 HEAD = """# Values of the chart lbless
 
-Made from `values.yaml` by `PYTHONPATH=tests .venv/bin/python -m lab.valuestable >helm/lbless/README.md`.
+Made from `values.yaml` by `make chart`.
 
 | value | default | what it is |
 |---|---|---|

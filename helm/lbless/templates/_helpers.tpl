@@ -2,7 +2,7 @@
 {{- define "lbless.image" -}}
 {{- $root := index . 0 -}}
 {{- with $root.Values.image -}}
-{{ .registry }}/{{ .repository }}/{{ index $ 1 }}:{{ .tag | default $root.Chart.AppVersion }}
+{{ required "Set image.registry to where you have pushed the images: docs/images.md says how to build them." .registry }}/{{ .repository }}/{{ index $ 1 }}:{{ .tag | default $root.Chart.AppVersion }}
 {{- end -}}
 {{- end -}}
 

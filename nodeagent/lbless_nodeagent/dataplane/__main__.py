@@ -143,7 +143,8 @@ def _serve(options: argparse.Namespace) -> None:
     stop = StopSignal()
     ask_for_short_turns()
     keys = _keys(options.key_file) if options.key_file else None
-    with _reconciler(options, stop, keys) as (reconciler, choice):
+    alive = AliveFile(options.alive_file)
+    with _reconciler(options, stop, keys, alive) as (reconciler, choice):
         ports = reconciler.shares.ports if reconciler.shares else None
         reporter = Reporter(options.state_dir, files.boot_id(), choice.passed_over)
         serve_metrics(options.metrics_port)
@@ -155,7 +156,7 @@ def _serve(options: argparse.Namespace) -> None:
         _LOG.info("Serving node %s from %s with the %s engine.", options.node, options.state_dir, name)
         for report in choice.passed_over:
             _LOG.info("The %s engine is not used: %s", report.name, report.message)
-        Loop(reconciler, choice.engine, reporter, stop, keys, AliveFile(options.alive_file)).run()
+        Loop(reconciler, choice.engine, reporter, stop, keys, alive).run()
         if _intent(reconciler) is Intent.REMOVE:
             _remove(reconciler)
             reporter.report(Outcome(), reconciler.programming.report, {})
@@ -165,23 +166,23 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _cleanup(options: argparse.Namespace) -> None:
-    with _reconciler(options, None, None) as (reconciler, _):
+    with _reconciler(options, None, None, AliveFile(None)) as (reconciler, _):
         _remove(reconciler)
         _LOG.info("Nothing of lbless is left in the kernel.")
 
 
 @contextmanager
 def _reconciler(
-    options: argparse.Namespace, stop: StopSignal | None, keys: KeyFile | None
+    options: argparse.Namespace, stop: StopSignal | None, keys: KeyFile | None, alive: AliveFile
 ) -> Iterator[tuple[Reconciler, Choice]]:
     """What both modes need, with everything that can be missing said in one sentence.
 
-    `stop` ends the waiting for another process, where that is asked for; with `keys` there are heartbeats.
+    `stop` ends the waiting for another process, where that is asked for, and `alive` is touched meanwhile; with `keys`
+    there are heartbeats.
     """
     times = _times(options)
     _check_capabilities()
     directory: Path = options.state_dir
-    alive = AliveFile(options.alive_file)
     with ExitStack() as ends:
         try:
             for needed in (directory, directory / DESIRED, directory / APPLIED):

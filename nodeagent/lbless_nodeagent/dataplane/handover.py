@@ -134,8 +134,7 @@ def step(now: Share, order: Order, elapsed: Elapsed) -> Share:
         redirect = _redirect((sent_on | (lost & taking)) & drain, order)
     else:
         redirect = ()
-    moves = Moving(standby, fresh, drain, ending, redirect)
-    return Share(owned, AT_REST if moves == AT_REST else moves)
+    return Share(owned, Moving(standby, fresh, drain, ending, redirect))
 
 
 Takers = Mapping[bytes, BucketSet]

@@ -97,7 +97,7 @@ class Loop:
         reporter: Reporter,
         stop: StopSignal,
         keys: KeyFile | None = None,
-        alive: AliveFile | None = None,
+        alive: AliveFile = AliveFile(None),  # noqa: B008 - it has no state
     ) -> None:
         """`keys` are those of the heartbeats, where there are some; `alive` is touched with each report."""
         self._reconciler = reconciler
@@ -112,7 +112,7 @@ class Loop:
         self._rules = rules
         self._ports = reconciler.shares.ports if reconciler.shares else None
         self._keys = keys
-        self._alive = alive or AliveFile(None)
+        self._alive = alive
         self._ends_at: float | None = None
 
     def run(self) -> None:
